@@ -1,0 +1,282 @@
+"""How a CPU computes the convolutions and pools: the forms, and the table that chooses.
+
+XLA's own convolution trains these networks three to seven times slower on a CPU than PyTorch
+does. One idea answers that: *a k x k convolution is a sum over k*k taps, each a shifted slice of
+the image times one entry of the kernel*: a matrix product where channels mix, an element-wise
+product where they do not. What remains is which direction (forward, input gradient, kernel
+gradient) takes that form, and how the slices are laid out; ``conv_lowering`` is the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from flaxmed.models.window import ConvWindow, Pads, Window, cropped_taps
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype in which sums are taken: float32, or wider if the operands are."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _pad(x: Array, pads: Pads, value: float = 0.0, dilation: int = 1) -> Array:
+    """Spreads the pixels ``dilation`` apart, then pads height and width (a negative pad crops)."""
+    (top, bottom), (left, right) = pads
+    inner = dilation - 1
+    config = ((0, 0, 0), (top, bottom, inner), (left, right, inner), (0, 0, 0))
+    return lax.pad(x, jnp.asarray(value, x.dtype), config)
+
+
+def _shifted(padded: Array, i: int, j: int, size: tuple[int, int], stride: int = 1) -> Array:
+    """The slice of a padded image from (i, j) on: ``size`` pixels, ``stride`` apart."""
+    n, _, _, c = padded.shape
+    bottom, right = i + (size[0] - 1) * stride + 1, j + (size[1] - 1) * stride + 1
+    return lax.slice(padded, (0, i, j, 0), (n, bottom, right, c), (1, stride, stride, 1))
+
+
+def _spread_gradient(g: Window, dy: Array) -> Array:
+    """The output gradient at the input's resolution.
+
+    What tap (i, j) of input pixel (u, v) contributed to lies at (u + kh - 1 - i, v + kw - 1 - j).
+    """
+    pads = []
+    for n, out, k, (low, _) in zip(g.size, g.out, g.window, g.pads, strict=True):
+        before = k - 1 - low
+        pads.append((before, n + k - 1 - before - ((out - 1) * g.stride + 1)))
+    return _pad(dy, (pads[0], pads[1]), dilation=g.stride)
+
+
+# --- Convolution ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a CPU computes each direction of one convolution; None leaves it to XLA.
+
+    ``forward(x, kernel)``, ``input_grad(dy, x, kernel)`` and ``kernel_grad(dy, x, kernel)``; the
+    gradients are also given the operand that they differentiate, for its shape and dtype.
+    """
+
+    forward: Callable[[Array, Array], Array] | None = None
+    input_grad: Callable[[Array, Array, Array], Array] | None = None
+    kernel_grad: Callable[[Array, Array, Array], Array] | None = None
+
+
+def conv_lowering(g: ConvWindow) -> Lowering:
+    """The table: which form each direction takes on a CPU, and the measured reason.
+
+    Times in ms, float32, batch 64 (32 where said) on two cores with AVX2, XLA -> the form chosen.
+    """
+
+    def row(forward: Any = None, input_grad: Any = None, kernel_grad: Any = None) -> Lowering:
+        bound = (f and functools.partial(f, g) for f in (forward, input_grad, kernel_grad))
+        return Lowering(*bound)
+
+    c, o = g.channels
+    # Depthwise, 14x14x728: forward 577 -> 64, forward and backward 3715 -> about 160.
+    if g.groups == c == o and c > 1:
+        return row(_depthwise, _depthwise_input_grad, _depthwise_kernel_grad)
+    # Other grouped convolutions occur in none of the networks.
+    if g.groups != 1:
+        return row()
+    # One tap, 14x14, 728 to 728: forward 311 -> 115, forward and backward 1918 -> 315.
+    if g.window == (1, 1) and g.pads == ((0, 0), (0, 0)):
+        return row(_pointwise, _pointwise_input_grad, _pointwise_kernel_grad)
+    # Kernel gradient of what is left: as many columns of patches as the narrower side needs.
+    if g.stride == 1 and 2 * o <= c:
+        # The output gradient is narrower. 128 to 32: 28x28 550 -> 104, 14x14 28 -> 10, 7x7 7 -> 2.
+        kernel_grad = _kernel_grad_by_gradient_patches
+    elif c * len(g.taps) <= 288:
+        # The image is narrow, as in the stems. 7x7 stride 2, 64x64x3 to 64: 229 -> 26.
+        kernel_grad = _kernel_grad_by_image_patches
+    elif math.prod(g.out) <= 64:
+        kernel_grad = _products_kernel_grad
+    else:
+        # 28x28, 64 to 64: 302 to 591 -> 101 to 124.
+        kernel_grad = _kernel_grad_by_shifted_products
+    # Small maps, forward and input gradient. 2x2, 512 to 512: 808 -> 9, 2405 -> 15; 4x4 to 2x2,
+    # 256 to 512: input gradient 507 -> 9; 7x7, 256 to 256 (batch 32): 27 -> 19, 28 -> 21.
+    if math.prod(g.out) <= 64:
+        return row(_products, _products_input_grad, kernel_grad)
+    # At 28x28, 64 to 64 (batch 32) XLA's 33 and 35 stand against 101 and 106.
+    return row(kernel_grad=kernel_grad)
+
+
+# Depthwise: one multiply-add per tap, the channels side by side.
+
+
+def _depthwise(g: ConvWindow, x: Array, kernel: Array) -> Array:
+    wide = wide_dtype(x.dtype)
+    padded, kernel = _pad(x.astype(wide), g.pads), kernel.astype(wide)
+    terms = (_shifted(padded, i, j, g.out, g.stride) * kernel[i, j, 0] for i, j in g.taps)
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+
+def _depthwise_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    wide = wide_dtype(x.dtype)
+    spread, kernel = _spread_gradient(g, dy.astype(wide)), kernel.astype(wide)
+    kh, kw = g.window
+    terms = (_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) * kernel[i, j, 0] for i, j in g.taps)
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+
+def _depthwise_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    wide = wide_dtype(x.dtype)
+    # All taps in one pass over each padded image, then the sum over the images: 31 ms at 14x14x728,
+    # against 219 for a sum per tap. Without the barriers XLA fuses the two steps back into one.
+    padded, dy = lax.optimization_barrier(_pad(x.astype(wide), g.pads)), dy.astype(wide)
+    products = [_shifted(padded, i, j, g.out, g.stride) * dy for i, j in g.taps]
+    zeros = [jnp.zeros((), wide)] * len(products)
+
+    def add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+        return [a + b for a, b in zip(left, right, strict=True)]
+
+    per_image = lax.optimization_barrier(lax.reduce(products, zeros, add, (1, 2)))
+    return jnp.stack([p.sum(0) for p in per_image]).reshape(kernel.shape).astype(kernel.dtype)
+
+
+# Dense: one matrix product per tap, or one product with the slices side by side (patches).
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """``a @ b``, summed and returned in float32 or wider."""
+    return lax.dot_general(
+        a, b, (((a.ndim - 1,), (0,)), ((), ())), preferred_element_type=wide_dtype(a.dtype)
+    )
+
+
+def _matmul_over_pixels(a: Array, b: Array) -> Array:
+    """``[n, h, w, c], [n, h, w, o] -> [c, o]``, summed in float32 or wider."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    return lax.dot_general(
+        a, b, (((0,), (0,)), ((), ())), preferred_element_type=wide_dtype(a.dtype)
+    )
+
+
+def _pixelwise(x: Array, matrix: Array) -> Array:
+    """``[n, h, w, c], [c, o] -> [n, h, w, o]`` as one matrix product."""
+    n, h, w, c = x.shape
+    return _matmul(x.reshape(-1, c), matrix).reshape(n, h, w, -1)
+
+
+def _pointwise(g: ConvWindow, x: Array, kernel: Array) -> Array:
+    return _pixelwise(_shifted(x, 0, 0, g.out, g.stride), kernel[0, 0]).astype(x.dtype)
+
+
+def _pointwise_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    return _spread_gradient(g, _pixelwise(dy, kernel[0, 0].T).astype(x.dtype))
+
+
+def _pointwise_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    dk = _matmul_over_pixels(_shifted(x, 0, 0, g.out, g.stride), dy)
+    return dk.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _products(g: ConvWindow, x: Array, kernel: Array) -> Array:
+    y = jnp.zeros((x.shape[0], *g.out, g.channels[1]), wide_dtype(x.dtype))
+    for tap in cropped_taps(g):
+        part = _pixelwise(_shifted(x, *tap.start, tap.size, g.stride), kernel[tap.position])
+        y += _place(part, tap.first, g.out)
+    return y.astype(x.dtype)
+
+
+def _products_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    dx = jnp.zeros(x.shape, wide_dtype(x.dtype))
+    for tap in cropped_taps(g):
+        part = _pixelwise(_shifted(dy, *tap.first, tap.size), kernel[tap.position].T)
+        dx += _place(part, tap.start, g.size, g.stride)
+    return dx.astype(x.dtype)
+
+
+def _products_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    zeros = jnp.zeros(g.channels, wide_dtype(x.dtype))
+    dk = {
+        tap.position: _matmul_over_pixels(
+            _shifted(x, *tap.start, tap.size, g.stride), _shifted(dy, *tap.first, tap.size)
+        )
+        for tap in cropped_taps(g)
+    }
+    stacked = jnp.stack([dk.get(tap, zeros) for tap in g.taps])
+    return stacked.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _place(part: Array, first: tuple[int, int], size: tuple[int, int], dilation: int = 1) -> Array:
+    """``part`` with its pixels ``dilation`` apart from ``first`` on, in an image of zeros."""
+    ends = (
+        (start, n - start - ((k - 1) * dilation + 1))
+        for start, n, k in zip(first, size, part.shape[1:3], strict=True)
+    )
+    rows, columns = ends
+    return _pad(part, (rows, columns), dilation=dilation)
+
+
+def _kernel_grad_by_shifted_products(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    padded = _pad(x, g.pads)
+    dk = [_matmul_over_pixels(_shifted(padded, i, j, g.out, g.stride), dy) for i, j in g.taps]
+    return jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _kernel_grad_by_image_patches(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    padded = _pad(x, g.pads)
+    patches = jnp.concatenate([_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps], -1)
+    return _matmul_over_pixels(patches, dy).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _kernel_grad_by_gradient_patches(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
+    spread = _spread_gradient(g, dy)
+    kh, kw = g.window
+    patches = [_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) for i, j in g.taps]
+    dk = _matmul_over_pixels(x, jnp.concatenate(patches, -1))  # [c, kh * kw * o]
+    c, o = g.channels
+    return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(kernel.dtype)
+
+
+# --- Pools ----------------------------------------------------------------------------------------
+
+
+def max_pool(g: Window, x: Array) -> Array:
+    """The maximum of shifted slices. 3x3 stride 2, 32x32x64: 15 -> 4 ms."""
+    return functools.reduce(jnp.maximum, _pool_slices(g, x))
+
+
+def max_pool_grad(g: Window, dy: Array, x: Array) -> Array:
+    """Gives each gradient to the first of the largest values. With the forward: 197 -> 16 ms."""
+    best, *others = _pool_slices(g, x)
+    winner = jnp.zeros(best.shape, jnp.int8)
+    for tap, value in enumerate(others, start=1):
+        better = value > best
+        best, winner = jnp.where(better, value, best), jnp.where(better, jnp.int8(tap), winner)
+    (top, bottom), (left, right) = g.pads
+    padded = (g.size[0] + top + bottom, g.size[1] + left + right)
+    nothing = jnp.zeros((), dy.dtype)
+    parts = (
+        _place(jnp.where(winner == tap, dy, nothing), start, padded, g.stride)
+        for tap, start in enumerate(g.taps)
+    )
+    return _pad(functools.reduce(jnp.add, parts), ((-top, -bottom), (-left, -right)))
+
+
+def _pool_slices(g: Window, x: Array) -> list[Array]:
+    padded = _pad(x, g.pads, -jnp.inf)
+    return [_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
+
+
+def avg_pool(g: Window, x: Array) -> Array:
+    """The mean of shifted slices."""
+    wide = x.astype(wide_dtype(x.dtype))
+    total = functools.reduce(jnp.add, (_shifted(wide, i, j, g.out, g.stride) for i, j in g.taps))
+    return (total / math.prod(g.window)).astype(x.dtype)
+
+
+def avg_pool_grad(g: Window, dy: Array, x: Array) -> Array:
+    """Shares each gradient out evenly; windows lie side by side."""
+    share = (dy.astype(wide_dtype(dy.dtype)) / math.prod(g.window)).astype(x.dtype)
+    dx = jnp.repeat(jnp.repeat(share, g.window[0], axis=1), g.window[1], axis=2)
+    return _place(dx, (0, 0), g.size)

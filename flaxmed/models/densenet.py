@@ -1,0 +1,239 @@
+"""DenseNet-121: dense blocks joined by transition layers.
+
+Huang, Liu, van der Maaten & Weinberger, "Densely Connected Convolutional Networks", CVPR 2017,
+arXiv:1608.06993: Table 1 (DenseNet-121, k = 32) and Figure 2; the bottleneck and the halving
+transition make it the paper's DenseNet-BC. Constants are those of torchvision's ``densenet121``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Num
+
+from flaxmed.models.layers import (
+    BatchNorm,
+    BatchNormConfig,
+    Classifier,
+    Conv,
+    ConvNorm,
+    avg_pool,
+    check_images,
+    check_network,
+    max_pool,
+    torch_linear_init,
+)
+
+# torchvision densenet.py: nn.init.kaiming_normal_(m.weight), whose default is fan_in, gain sqrt(2).
+conv_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclass(frozen=True)
+class DenseNetConfig:
+    """A DenseNet-BC in numbers.
+
+    Attributes:
+        stage_sizes: Dense layers in each block.
+        growth: Channels that each dense layer adds (the paper's k).
+        bottleneck: Width of the 1x1 convolution, in multiples of ``growth``.
+        stem_width: Channels of the stem.
+        bn: Batch normalisation constants.
+    """
+
+    stage_sizes: tuple[int, ...]
+    growth: int
+    bottleneck: int
+    stem_width: int
+    bn: BatchNormConfig
+
+
+# torch.nn.BatchNorm2d defaults: momentum 0.1 (0.9 as Flax counts), eps 1e-5, unbiased variance.
+DENSENET121 = DenseNetConfig(
+    stage_sizes=(6, 12, 24, 16),
+    growth=32,
+    bottleneck=4,
+    stem_width=64,
+    bn=BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True),
+)
+
+
+class DenseLayer(nnx.Module):
+    """BN-ReLU-1x1, BN-ReLU-3x3, appended to its input."""
+
+    def __init__(self, in_channels: int, *, config: DenseNetConfig, dtype: Any, rngs: nnx.Rngs):
+        options: dict[str, Any] = dict(kernel_init=conv_init, dtype=dtype, rngs=rngs)
+        width = config.bottleneck * config.growth
+        self.norm1 = BatchNorm(in_channels, config.bn, dtype=dtype)
+        self.conv1 = Conv(in_channels, width, 1, padding=0, **options)
+        self.norm2 = BatchNorm(width, config.bn, dtype=dtype)
+        self.conv2 = Conv(width, config.growth, 3, padding=1, **options)
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n h w o"]:
+        new = self.conv1(jax.nn.relu(self.norm1(x, mask)))
+        new = self.conv2(jax.nn.relu(self.norm2(new, mask)))
+        return jnp.concatenate([x, new], axis=-1)
+
+
+class Transition(nnx.Module):
+    """BN-ReLU-1x1 to half the channels, then 2x2 average pooling."""
+
+    def __init__(self, in_channels: int, *, config: DenseNetConfig, dtype: Any, rngs: nnx.Rngs):
+        self.norm = BatchNorm(in_channels, config.bn, dtype=dtype)
+        self.conv = Conv(
+            in_channels,
+            in_channels // 2,
+            1,
+            padding=0,
+            kernel_init=conv_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n oh ow o"]:
+        x = self.conv(jax.nn.relu(self.norm(x, mask)))
+        return avg_pool(x, window=2)
+
+
+class DenseNet(nnx.Module):
+    """A DenseNet-BC.
+
+    Called on normalised floating-point images ``[N, H, W, in_channels]`` and, in training, a mask
+    ``[N]`` that is false for rows of padding, it gives logits ``[N, num_classes]`` in float32
+    (float64 where ``dtype`` is). A fresh network evaluates; ``train()``, ``eval()`` and
+    ``nnx.view(..., use_running_average=...)`` switch it. Compile calls: ``nnx.jit``.
+
+    Args:
+        num_classes: How many logits.
+        in_channels: Channels of the images.
+        stem: "imagenet", as published, or "small", for images of 28 to 64 pixels: 3x3, stride 1,
+            no pool.
+        dtype: Of the computation. Parameters, norms and logits stay in float32, unless float64.
+        config: The network in numbers.
+        rngs: Source of the initial values.
+
+    Raises:
+        InputError: For an unknown stem or a count below 1; when called, for images with another
+            number of channels, smaller than ``minimum_size``, or not of floating point.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        stem: str = "imagenet",
+        dtype: Any = jnp.float32,
+        config: DenseNetConfig = DENSENET121,
+        rngs: nnx.Rngs,
+    ):
+        check_network(num_classes, in_channels, stem)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.stem_name = stem
+        self.dtype = dtype
+        self.config = config
+
+        width = config.stem_width
+        kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
+        self.stem = ConvNorm(
+            in_channels,
+            width,
+            kernel,
+            stride=stride,
+            padding=padding,
+            bn=config.bn,
+            kernel_init=conv_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        options: dict[str, Any] = dict(config=config, dtype=dtype, rngs=rngs)
+        for i, size in enumerate(config.stage_sizes):
+            if i > 0:
+                setattr(self, f"transition{i}", Transition(width, **options))
+                width //= 2
+            layers = [DenseLayer(width + j * config.growth, **options) for j in range(size)]
+            setattr(self, f"stage{i + 1}", nnx.List(layers))
+            width += size * config.growth
+        self.norm = BatchNorm(width, config.bn, dtype=dtype)
+        self.classifier = Classifier(
+            width,
+            num_classes,
+            kernel_init=torch_linear_init(width),
+            bias_init=nnx.initializers.zeros_init(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, images: Num[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n k"]:
+        return self.head(self.features(images, mask)["final"])
+
+    def features(
+        self, images: Num[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> dict[str, Float[Array, "n _h _w _c"]]:
+        """The maps ``stem`` (after the pool), ``stage1``, ``transition1`` to ``stage4``, ``final``.
+
+        ``final`` is ``stage4`` after the last norm and ReLU.
+
+        Args:
+            images: As for a call.
+            mask: As for a call.
+
+        Returns:
+            Maps by name, in the order of the computation (also when returned from ``jax.jit``,
+            which sorts the keys of a plain dict).
+        """
+        check_images(
+            images,
+            network=type(self).__name__,
+            stem=self.stem_name,
+            in_channels=self.in_channels,
+            minimum=self.minimum_size(self.stem_name, self.config),
+        )
+        maps: OrderedDict[str, Array] = OrderedDict()
+        x = jax.nn.relu(self.stem(images.astype(self.dtype), mask))
+        if self.stem_name == "imagenet":
+            x = max_pool(x, window=3, stride=2, padding=1)
+        maps["stem"] = x
+        for i in range(len(self.config.stage_sizes)):
+            if i > 0:
+                x = maps[f"transition{i}"] = getattr(self, f"transition{i}")(x, mask)
+            for layer in getattr(self, f"stage{i + 1}"):
+                x = layer(x, mask)
+            maps[f"stage{i + 1}"] = x
+        maps["final"] = jax.nn.relu(self.norm(x, mask))
+        return maps
+
+    def head(self, final: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
+        """Global average pooling and the linear classifier."""
+        return self.classifier(final)
+
+    @staticmethod
+    def minimum_size(stem: str, config: DenseNetConfig = DENSENET121) -> int:
+        """The smallest side for which no strided layer is given a 1x1 map.
+
+        The pools of the transitions round down, so the map before the first of t transitions needs
+        2**t pixels; the imagenet stem rounds up twice. DenseNet-121: 29, as torchvision documents.
+        """
+        first_map = 2 ** (len(config.stage_sizes) - 1)
+        return 4 * (first_map - 1) + 1 if stem == "imagenet" else first_map
+
+
+class DenseNet121(DenseNet):
+    """DenseNet-121: see ``DenseNet``.
+
+    Example:
+        >>> model = nnx.eval_shape(lambda: DenseNet121(2, rngs=nnx.Rngs(0)))  # shapes alone
+        >>> model.classifier.kernel.shape
+        (1024, 2)
+    """

@@ -1,0 +1,328 @@
+"""The layers that the three networks are built of, and what all three check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from flaxmed.models.cpu import wide_dtype
+from flaxmed.models.operations import avg_pool, conv2d, lowering, max_pool
+from flaxmed.models.window import Padding
+from flaxmed.types import InputError
+
+__all__ = [
+    "STEMS",
+    "BatchNorm",
+    "BatchNormConfig",
+    "Classifier",
+    "Conv",
+    "ConvNorm",
+    "Initializer",
+    "Padding",
+    "avg_pool",
+    "check_images",
+    "check_network",
+    "check_stem",
+    "conv2d",
+    "lowering",
+    "max_pool",
+    "torch_linear_init",
+]
+
+STEMS = ("imagenet", "small")
+Initializer = Callable[..., Any]
+
+
+class Conv(nnx.Module):
+    """Convolution without bias.
+
+    Parameters are float32, or float64 where the compute dtype is.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel, in pixels.
+        stride: Step of the window.
+        padding: As in ``conv2d``.
+        groups: 1; or ``in_channels``, for a depthwise convolution.
+        kernel_init: Draws ``kernel``, ``[kh, kw, in_channels / groups, out_channels]``.
+        dtype: Of the computation and the output.
+        rngs: Source of the initial values.
+
+    Example:
+        >>> conv = Conv(3, 8, 3, stride=2, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 4, 4, 3))).shape
+        (1, 2, 2, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        groups: int = 1,
+        kernel_init: Initializer,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, wide_dtype(dtype)))
+        self.stride = stride
+        self.padding = padding
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow o"]:
+        return conv2d(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+        )
+
+
+@dataclass(frozen=True)
+class BatchNormConfig:
+    """The constants of a batch normalisation.
+
+    Attributes:
+        momentum: What a step keeps of the running value (torch's momentum is 1 minus this).
+        epsilon: Added to the variance.
+        unbiased: Whether the running variance is the one over n - 1, as torch stores it; Keras
+            stores the one over n. The normalisation itself always uses the one over n.
+
+    Example:
+        >>> BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True).momentum
+        0.9
+    """
+
+    momentum: float
+    epsilon: float
+    unbiased: bool
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over rows and pixels (Ioffe & Szegedy 2015, arXiv:1502.03167).
+
+    A fresh layer evaluates: it uses its running values. ``train()``, ``eval()`` and
+    ``nnx.view(..., use_running_average=...)`` switch it. In training it uses, and moves the running
+    values towards, the statistics of the whole batch, wherever its rows lie; of rows outside
+    ``mask`` nothing enters. Statistics and arithmetic are in float32, or float64 where the compute
+    dtype is; the output has the compute dtype.
+
+    Under a mask, one single value per channel counts as its own variance, 0, and a batch of padding
+    alone moves nothing. Without one, training on one value per channel is refused, as in torch.
+
+    Args:
+        channels: Channels of the input.
+        config: Its constants.
+        dtype: Of the output.
+
+    Raises:
+        InputError: When called, in training, on one value per channel.
+
+    Example:
+        >>> norm = BatchNorm(4, BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True))
+        >>> norm.train()
+        >>> y = norm(5 + jnp.arange(8.0).reshape(2, 1, 1, 4))
+        >>> norm.mean[...].round(3)
+        Array([0.7, 0.8, 0.9, 1. ], dtype=float32)
+    """
+
+    def __init__(self, channels: int, config: BatchNormConfig, *, dtype: Any = jnp.float32):
+        wide = wide_dtype(dtype)
+        self.scale = nnx.Param(jnp.ones((channels,), wide))
+        self.bias = nnx.Param(jnp.zeros((channels,), wide))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), wide))
+        self.var = nnx.BatchStat(jnp.ones((channels,), wide))
+        self.config = config
+        self.dtype = dtype
+        self.use_running_average = True
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by ``nnx.view``."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n h w c"]:
+        wide = x.astype(wide_dtype(self.dtype))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(wide, mask)
+        factor = self.scale[...] * lax.rsqrt(var + self.config.epsilon)
+        return ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
+
+    def _batch_statistics(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None
+    ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """Mean and variance of the batch, over n; moves the running values towards them."""
+        n, h, w, _ = x.shape
+        if n * h * w == 1:
+            raise InputError(
+                "batch normalisation cannot train on one value per channel: "
+                "give it more images per batch, or larger ones"
+            )
+        if mask is None:
+            rows, count = None, jnp.asarray(n * h * w, x.dtype)
+        else:
+            rows = mask[:, None, None, None]
+            count = mask.sum(dtype=x.dtype) * (h * w)
+        at_least_one = jnp.maximum(count, 1)
+        mean = jnp.sum(x, (0, 1, 2), where=rows) / at_least_one
+        # Two passes: E[x^2] - E[x]^2 cancels. No gradient passes from the variance to the mean: it
+        # is the sum of the centred values, which is zero.
+        centred = x - lax.stop_gradient(mean)
+        var = jnp.sum(centred * centred, (0, 1, 2), where=rows) / at_least_one
+
+        stored = var * (count / jnp.maximum(count - 1, 1)) if self.config.unbiased else var
+        step = jnp.where(count > 0, 1 - self.config.momentum, 0).astype(x.dtype)
+        self.mean[...] += lax.stop_gradient(step * (mean - self.mean[...]))
+        self.var[...] += lax.stop_gradient(step * (stored - self.var[...]))
+        return mean, var
+
+
+class ConvNorm(nnx.Module):
+    """A convolution, ``conv``, and the batch normalisation after it, ``norm``.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the square kernel, in pixels.
+        bn: Constants of the normalisation.
+        dtype: Of the computation and the output.
+        **conv: What else ``Conv`` takes.
+
+    Example:
+        >>> bn = BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True)
+        >>> init = nnx.initializers.he_normal()
+        >>> layer = ConvNorm(3, 8, 1, bn=bn, kernel_init=init, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((1, 4, 4, 3))).shape
+        (1, 4, 4, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        bn: BatchNormConfig,
+        dtype: Any = jnp.float32,
+        **conv: Any,
+    ):
+        self.conv = Conv(in_channels, out_channels, kernel_size, dtype=dtype, **conv)
+        self.norm = BatchNorm(out_channels, bn, dtype=dtype)
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n oh ow o"]:
+        return self.norm(self.conv(x), mask)
+
+
+class Classifier(nnx.Module):
+    """Global average pooling and a linear layer, in float32 or wider.
+
+    Args:
+        in_channels: Channels of the maps.
+        num_classes: How many logits.
+        kernel_init: Draws ``kernel``, ``[in_channels, num_classes]``.
+        bias_init: Draws ``bias``, ``[num_classes]``.
+        dtype: The network's compute dtype; float64 makes this layer float64.
+        rngs: Source of the initial values.
+
+    Example:
+        >>> init = torch_linear_init(8)
+        >>> head = Classifier(8, 2, kernel_init=init, bias_init=init, rngs=nnx.Rngs(0))
+        >>> head(jnp.ones((3, 4, 4, 8), jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        kernel_init: Initializer,
+        bias_init: Initializer,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        wide = wide_dtype(dtype)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_channels, num_classes), wide))
+        self.bias = nnx.Param(bias_init(rngs.params(), (num_classes,), wide))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
+        wide = x.astype(self.kernel[...].dtype)
+        return wide.mean((1, 2)) @ self.kernel[...] + self.bias[...]
+
+
+def torch_linear_init(in_channels: int) -> Initializer:
+    """The initialiser of ``torch.nn.Linear.reset_parameters``, for weight and bias alike.
+
+    Args:
+        in_channels: Inputs of the layer.
+
+    Returns:
+        A function of key, shape and dtype that draws from U(-b, b), b = 1 / sqrt(in_channels).
+
+    Example:
+        >>> values = torch_linear_init(4)(jax.random.key(0), (4, 100))
+        >>> bool(abs(values).max() <= 0.5)
+        True
+    """
+    bound = 1 / math.sqrt(in_channels)
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+
+    return init
+
+
+def check_stem(stem: str) -> None:
+    """Refuses a stem that is neither "imagenet" nor "small", with an InputError."""
+    if stem not in STEMS:
+        raise InputError(f'stem must be "imagenet" or "small", got {stem!r}')
+
+
+def check_network(num_classes: int, in_channels: int, stem: str) -> None:
+    """Refuses what no network can be built with, with an InputError."""
+    check_stem(stem)
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def check_images(images: Any, *, network: str, stem: str, in_channels: int, minimum: int) -> None:
+    """Refuses, with an InputError, images of a shape or dtype that the network cannot take."""
+    shape = np.shape(images)
+    if len(shape) != 4:
+        raise InputError(f"{network} expects images of shape [N, H, W, C], got {list(shape)}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"{network} expects normalised floating-point images, got {images.dtype}: "
+            "normalise them first (flaxmed.predict does it)"
+        )
+    if shape[3] != in_channels:
+        channels = "channel" if in_channels == 1 else "channels"
+        raise InputError(f"{network} expects {in_channels} {channels}, got {shape[3]}")
+    if min(shape[1:3]) < minimum:
+        raise InputError(
+            f'{network} with stem "{stem}" needs images of at least {minimum}x{minimum} pixels, '
+            f"got {shape[1]}x{shape[2]}"
+        )

@@ -1,0 +1,250 @@
+"""Convolution and pooling: one meaning, a lowering for each backend.
+
+The meaning is that of ``lax.conv_general_dilated`` and ``lax.reduce_window`` on ``[N, H, W, C]``
+images. On GPU and TPU these are also what runs; on a CPU the forms of ``cpu.py`` do, in whichever
+of the three directions (forward, input gradient, kernel gradient) they are faster. Each direction
+chooses for itself, with ``lax.platform_dependent`` inside a custom derivative, so that no gradient
+is taken through a choice. ``tests/test_layers.py`` holds every form against XLA's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+from flaxmed.models import cpu
+from flaxmed.models.window import ConvWindow, Padding, Window, resolve_padding
+from flaxmed.types import InputError
+
+_LOWERINGS = ("auto", "xla")
+_lowering = "auto"
+
+
+@contextlib.contextmanager
+def lowering(mode: str) -> Iterator[None]:
+    """Chooses how the operations of this module are lowered inside a ``with`` block.
+
+    The mode is read when an operation is traced. A function that ``jax.jit`` has compiled keeps the
+    lowering of its first call: make a new ``jax.jit`` (of a new function) inside each block.
+
+    Args:
+        mode: "auto", by backend and shape, the default; or "xla", plain ``lax`` everywhere, which
+            is also the mode that supports forward-mode differentiation.
+
+    Raises:
+        InputError: If the mode is neither.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x, k = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+        >>> with lowering("xla"):
+        ...     y = jax.jit(lambda x, k: conv2d(x, k))(x, k)
+        >>> y.shape
+        (1, 4, 4, 2)
+    """
+    global _lowering
+    if mode not in _LOWERINGS:
+        raise InputError(f"lowering must be one of {', '.join(_LOWERINGS)}, got {mode!r}")
+    before, _lowering = _lowering, mode
+    try:
+        yield
+    finally:
+        _lowering = before
+
+
+def _per_backend(on_cpu: Callable[..., Array] | None, default: Callable[..., Array]) -> Any:
+    """What runs ``on_cpu`` where the computation is placed on a CPU, and ``default`` elsewhere."""
+    if on_cpu is None:
+        return default
+    return lambda *args: lax.platform_dependent(*args, cpu=on_cpu, default=default)
+
+
+def conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw i o"],
+    *,
+    stride: int = 1,
+    padding: Padding = "SAME",
+    groups: int = 1,
+) -> Float[Array, "n oh ow o"]:
+    """2-D convolution (cross-correlation), as ``lax.conv_general_dilated`` defines it.
+
+    Sums are taken in float32 or wider; the result has the dtype of ``x``. Reverse-mode
+    differentiation only, unless ``lowering("xla")`` is on.
+
+    Args:
+        x: Images.
+        kernel: Weights, ``[kh, kw, c / groups, o]``, of the dtype of ``x``.
+        stride: Step of the window, in pixels, along both axes.
+        padding: "SAME", "VALID", one number of zeros for all four sides, or
+            ``((top, bottom), (left, right))``.
+        groups: 1; or c, for a depthwise convolution.
+
+    Returns:
+        The filtered images.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv2d(jnp.ones((1, 5, 5, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID")[0, 0, 0]
+        Array([9.], dtype=float32)
+    """
+    size, window = x.shape[1:3], kernel.shape[:2]
+    pads = resolve_padding(padding, size, window, stride)
+    channels = (x.shape[3], kernel.shape[3])
+    g = ConvWindow(size, window, stride, pads, channels, groups)
+    if _lowering == "xla":
+        return _xla_conv(g, x, kernel)
+    return _conv(g, x, kernel)
+
+
+def _xla_conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
+    # bfloat16 needs no preferred_element_type here: GPU and TPU accumulate it in float32 anyhow,
+    # and a float32 result would only be rounded afterwards.
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (g.stride, g.stride),
+        g.pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=g.groups,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
+    forward = functools.partial(_xla_conv, g)
+    return _per_backend(cpu.conv_lowering(g).forward, forward)(x, kernel)
+
+
+def _conv_fwd(g: ConvWindow, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(g, x, kernel), (x, kernel)
+
+
+def _conv_bwd(g: ConvWindow, operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = operands
+
+    # Two choices, not one for both: the first layer's input gradient is then never computed.
+    def input_grad(dy: Array, x: Array, kernel: Array) -> Array:
+        return jax.vjp(lambda x: _xla_conv(g, x, kernel), x)[1](dy)[0]
+
+    def kernel_grad(dy: Array, x: Array, kernel: Array) -> Array:
+        return jax.vjp(lambda kernel: _xla_conv(g, x, kernel), kernel)[1](dy)[0]
+
+    on_cpu = cpu.conv_lowering(g)
+    return (
+        _per_backend(on_cpu.input_grad, input_grad)(dy, x, kernel),
+        _per_backend(on_cpu.kernel_grad, kernel_grad)(dy, x, kernel),
+    )
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def max_pool(
+    x: Float[Array, "n h w c"], *, window: int, stride: int, padding: Padding = "VALID"
+) -> Float[Array, "n oh ow c"]:
+    """Largest value of each window, as ``lax.reduce_window`` defines it.
+
+    Padding never wins, a NaN always does. Of equal values the first in the window, row by row,
+    receives the gradient.
+
+    Args:
+        x: Images.
+        window: Side of the square window, in pixels.
+        stride: Step of the window.
+        padding: As in ``conv2d``.
+
+    Returns:
+        The pooled images.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), window=2, stride=2)[0, :, :, 0]
+        Array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
+    """
+    size, windows = x.shape[1:3], (window, window)
+    g = Window(size, windows, stride, resolve_padding(padding, size, windows, stride))
+    return _xla_max_pool(g, x) if _lowering == "xla" else _max_pool(g, x)
+
+
+def _xla_max_pool(g: Window, x: Array) -> Array:
+    window, strides = (1, *g.window, 1), (1, g.stride, g.stride, 1)
+    pads = ((0, 0), *g.pads, (0, 0))
+    return lax.reduce_window(x, -math.inf, lax.max, window, strides, pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _max_pool(g: Window, x: Array) -> Array:
+    on_cpu, default = (functools.partial(f, g) for f in (cpu.max_pool, _xla_max_pool))
+    return _per_backend(on_cpu, default)(x)
+
+
+def _max_pool_fwd(g: Window, x: Array) -> tuple[Array, Array]:
+    return _max_pool(g, x), x
+
+
+def _max_pool_bwd(g: Window, x: Array, dy: Array) -> tuple[Array]:
+    def select_and_scatter(dy: Array, x: Array) -> Array:
+        return jax.vjp(functools.partial(_xla_max_pool, g), x)[1](dy)[0]
+
+    return (_per_backend(functools.partial(cpu.max_pool_grad, g), select_and_scatter)(dy, x),)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def avg_pool(x: Float[Array, "n h w c"], *, window: int) -> Float[Array, "n oh ow c"]:
+    """Mean of windows side by side; what does not fill a window at the far edges is dropped.
+
+    Args:
+        x: Images.
+        window: Side of the square window, in pixels, and its step.
+
+    Returns:
+        The pooled images.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), window=2)[0, :, :, 0]
+        Array([[ 2.5,  4.5],
+               [10.5, 12.5]], dtype=float32)
+    """
+    windows = (window, window)
+    g = Window(x.shape[1:3], windows, window, ((0, 0), (0, 0)))
+    return _xla_avg_pool(g, x) if _lowering == "xla" else _avg_pool(g, x)
+
+
+def _xla_avg_pool(g: Window, x: Array) -> Array:
+    window = (1, *g.window, 1)
+    total = lax.reduce_window(
+        x.astype(cpu.wide_dtype(x.dtype)), 0.0, lax.add, window, window, "VALID"
+    )
+    return (total / math.prod(g.window)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _avg_pool(g: Window, x: Array) -> Array:
+    on_cpu, default = (functools.partial(f, g) for f in (cpu.avg_pool, _xla_avg_pool))
+    return _per_backend(on_cpu, default)(x)
+
+
+def _avg_pool_fwd(g: Window, x: Array) -> tuple[Array, Array]:
+    return _avg_pool(g, x), x
+
+
+def _avg_pool_bwd(g: Window, x: Array, dy: Array) -> tuple[Array]:
+    def xla(dy: Array, x: Array) -> Array:
+        return jax.vjp(functools.partial(_xla_avg_pool, g), x)[1](dy)[0]
+
+    return (_per_backend(functools.partial(cpu.avg_pool_grad, g), xla)(dy, x),)
+
+
+_avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
