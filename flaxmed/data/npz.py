@@ -1,0 +1,302 @@
+"""Reading .npz archives: arrays by name, never unpickled, large ones as memory maps.
+
+The members of a compressed .npz are deflated and cannot be mapped where they lie. An archive whose
+arrays together exceed a threshold is therefore turned once, chunk by chunk, into .npy files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from flaxmed.types import InputError, RunError
+
+MAP_ABOVE = 256 * 2**20  # bytes of all arrays together, above which images are memory-mapped
+_ALWAYS_HASH = 64 * 2**20  # files up to this size are hashed at every load: a fraction of a second
+_CHUNK = 2**20
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+
+
+def cache_dir() -> Path:
+    """Where downloads and memory maps go when no other folder is named: ``~/.cache/flaxmed``."""
+    return Path.home() / ".cache" / "flaxmed"
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, which need not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def make_dir(folder: Path) -> Path:
+    """Create ``folder`` and its parents.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot create this folder: {error.strerror}") from None
+    return folder
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[IO[bytes]]:
+    """A new file that becomes ``target`` when the block succeeds and vanishes when it does not.
+
+    The temporary name is unique, so that several processes may write the same target at once.
+
+    Raises:
+        InputError: the folder is not writable.
+        RunError: the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        opened = open(temporary, "xb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"{target.parent}: cannot write here: {error.strerror}") from None
+    try:
+        with opened as file:
+            yield file
+        os.replace(temporary, target)
+    except OSError as error:
+        raise RunError(f"{target}: could not be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_md5(path: Path, *, name: str | None = None) -> str:
+    """MD5 of a file, in hexadecimal digits.
+
+    Large files are hashed once: size, modification time and digest are remembered beside the file,
+    or in the cache where its folder is read-only. ``name`` shows a progress bar of that name.
+    """
+    stat = path.stat()
+    if stat.st_size <= _ALWAYS_HASH:
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    seen: dict[str, Any] = {
+        "file": str(path.resolve()),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+    }
+    key = hashlib.sha256(seen["file"].encode()).hexdigest()[:16]
+    note = _side_folder(path) / f"{path.name}.{key}.json"
+    try:
+        known = json.loads(note.read_text())
+        if {k: known.get(k) for k in seen} == seen:
+            return str(known["md5"])
+    except (OSError, ValueError, AttributeError, KeyError):
+        pass  # no note, or a damaged one: hash again
+    digest = hashlib.md5(usedforsecurity=False)
+    with (
+        open(path, "rb") as file,
+        tqdm(
+            total=stat.st_size, unit="B", unit_scale=True, desc=f"verifying {name or path.name}"
+        ) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    try:
+        make_dir(note.parent)
+        with written_whole(note) as file:
+            file.write(json.dumps({**seen, "md5": digest.hexdigest()}).encode())
+    except (InputError, RunError):
+        pass  # nowhere to remember it: the file is hashed again next time
+    return digest.hexdigest()
+
+
+def _side_folder(path: Path) -> Path:
+    """Where derived files of ``path`` belong: beside it, or in the cache if that is read-only."""
+    parent = path.resolve().parent
+    return (parent if is_writable(parent) else cache_dir()) / ".flaxmed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One array of an archive, known from its header alone."""
+
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+
+class Archive:
+    """An .npz file, opened to read arrays by name.
+
+    Raises:
+        InputError: no such file, not a zip archive, truncated. ``read`` and ``header`` raise it
+            for object arrays, damaged members and headers that do not fit the data.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
+        >>> np.savez_compressed(path, x=np.arange(3))
+        >>> with Archive(path) as archive:
+        ...     archive.names, archive.read("x").tolist()
+        (['x'], [0, 1, 2])
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such file; expected an .npz archive")
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except _BROKEN as error:
+            raise InputError(
+                f"{self.path}: not an .npz archive, or a truncated one ({error})"
+            ) from None
+        self._members = {
+            info.filename.removesuffix(".npy"): info
+            for info in self._zip.infolist()
+            if info.filename.endswith(".npy")
+        }
+        self._headers: dict[str, Member] = {}
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    @property
+    def names(self) -> list[str]:
+        """The arrays in the archive, in its order."""
+        return list(self._members)
+
+    def header(self, name: str) -> Member:
+        """Shape and type of an array, checked against the size of its member; reads no data."""
+        if name not in self._headers:
+            info = self._members[name]
+            with self._opened(name) as file:
+                self._headers[name] = self._read_header(name, info, file)
+        return self._headers[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """The array, in memory, in C order."""
+        member = self.header(name)
+        flat = np.empty(int(np.prod(member.shape)), member.dtype)
+        with self._opened(name) as file:
+            self._read_header(name, member.info, file)
+            left = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
+            while len(left):
+                count = file.readinto(left[:_CHUNK])
+                if not count:
+                    raise InputError(f"{self.path}: {name}: the data end too early")
+                left = left[count:]
+        if member.fortran:
+            return np.ascontiguousarray(flat.reshape(member.shape[::-1]).T)
+        return flat.reshape(member.shape)
+
+    def mapped(self, name: str, folder: Path) -> np.ndarray:
+        """The array as a read-only memory map of ``folder/name.npy``, which is made if absent."""
+        member = self.header(name)
+        if member.fortran:
+            raise InputError(
+                f"{self.path}: {name}: stored in Fortran order, so that images cannot be read one "
+                "by one; save it with numpy.ascontiguousarray"
+            )
+        target = folder / f"{name}.npy"
+        if not target.is_file() or target.stat().st_size != member.info.file_size:
+            make_dir(folder)
+            with self._opened(name) as file, written_whole(target) as out:
+                self._copy(file, out, member.info.file_size, f"unpacking {name}")
+        return np.load(target, mmap_mode="r", allow_pickle=False)
+
+    @staticmethod
+    def _copy(source: io.BufferedIOBase, target: IO[bytes], size: int, name: str) -> None:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
+            while chunk := source.read(_CHUNK):
+                target.write(chunk)
+                bar.update(len(chunk))
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[io.BufferedIOBase]:
+        """A member's bytes; whatever is wrong with them becomes one line."""
+        try:
+            with self._zip.open(self._members[name]) as file:
+                yield cast(io.BufferedIOBase, file)
+        except (InputError, RunError):
+            raise
+        except (*_BROKEN, ValueError) as error:
+            raise InputError(
+                f"{self.path}: {name}: damaged or unreadable ({' '.join(str(error).split())})"
+            ) from None
+
+    def _read_header(self, name: str, info: zipfile.ZipInfo, file: io.BufferedIOBase) -> Member:
+        version = np.lib.format.read_magic(file)
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise InputError(f"{self.path}: {name}: .npy version {version} is not supported")
+        shape, fortran, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise InputError(
+                f"{self.path}: {name}: holds Python objects, which are never unpickled; expected "
+                "an array of numbers or text"
+            )
+        size = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=object))
+        if any(extent < 0 for extent in shape) or size != info.file_size:
+            raise InputError(
+                f"{self.path}: {name}: its header declares {size} bytes (shape {shape}, {dtype}) "
+                f"but it has {info.file_size}"
+            )
+        return Member(info, shape, dtype, fortran)
+
+
+def read_arrays(
+    path: Path, names: Iterable[str], *, map_above: int = MAP_ABOVE, digest: str | None = None
+) -> Mapping[str, np.ndarray]:
+    """The named arrays of an archive, large ones memory-mapped.
+
+    Args:
+        path: the .npz file.
+        names: the arrays wanted; names that the file lacks are left out of the answer.
+        map_above: when the wanted arrays together exceed this many bytes, those of three or more
+            dimensions become memory maps.
+        digest: the file's MD5, if known already.
+
+    Raises:
+        InputError: see :class:`Archive`; or no folder in which to put the memory maps.
+    """
+    with Archive(path) as archive:
+        wanted = [name for name in names if name in archive.names]
+        headers = {name: archive.header(name) for name in wanted}
+        if sum(member.info.file_size for member in headers.values()) <= map_above:
+            return {name: archive.read(name) for name in wanted}
+        folder = _side_folder(path) / f"{path.stem}-{(digest or file_md5(path))[:12]}"
+        _check_room(folder, [m for n, m in headers.items() if not (folder / f"{n}.npy").is_file()])
+        return {
+            name: archive.mapped(name, folder) if len(member.shape) > 2 else archive.read(name)
+            for name, member in headers.items()
+        }
+
+
+def _check_room(folder: Path, members: list[Member]) -> None:
+    """Refuse at once what would fail after minutes of unpacking."""
+    needed = sum(member.info.file_size for member in members if len(member.shape) > 2)
+    free = shutil.disk_usage(make_dir(folder)).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: unpacking needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
+        )

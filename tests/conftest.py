@@ -1,0 +1,121 @@
+"""The world in which the tests run: two CPU devices, no network, no caches but a temporary one.
+
+All of it is set while this file is imported, before anything imports jax, and for the whole
+process: doctests live outside this folder, where fixtures of this file do not reach.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REAL_FILES = (
+    "breastmnist.npz",
+    "breastmnist_64.npz",
+    "pneumoniamnist.npz",
+    "retinamnist.npz",
+)
+DEVICES = "--xla_force_host_platform_device_count=2"
+
+
+def _isolate() -> None:
+    """Set the environment of this process and of those that tests start."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    os.environ["MPLBACKEND"] = "agg"
+
+    # A user's data folder must neither change a test's outcome nor be written to: only the fixture
+    # real_data_dir leads there. Kept under another name because worker processes inherit it.
+    real = os.environ.pop("FLAXMED_DATA_DIR", None)
+    if real:
+        os.environ["FLAXMED_TEST_DATA_DIR"] = str(Path(real).resolve())
+
+    home = tempfile.mkdtemp(prefix="flaxmed-tests-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["HOME"] = home
+    os.environ["XDG_CACHE_HOME"] = os.path.join(home, ".cache")
+
+    # Started processes are out of reach of the guard below; this proxy refuses every connection.
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        os.environ[name] = os.environ[name.upper()] = "http://127.0.0.1:9"
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+
+
+def _is_loopback(host: Any) -> bool:
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        text = host.decode() if isinstance(host, bytes) else str(host)
+        return ipaddress.ip_address(text.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_network() -> None:
+    """Connections and name look-ups stay on this machine; others fail as if there were no network.
+
+    The error is an OSError, so the library answers it as it answers a missing network.
+    """
+
+    def guarded(name: str) -> Any:
+        original = getattr(socket.socket, name)
+
+        def connect(self: socket.socket, address: Any, *rest: Any) -> Any:
+            internet = self.family in (socket.AF_INET, socket.AF_INET6)
+            if internet and not _is_loopback(address[0]):
+                raise OSError(f"tests may not reach the network: {address!r}")
+            return original(self, address, *rest)
+
+        return connect
+
+    for name in ("connect", "connect_ex"):
+        setattr(socket.socket, name, guarded(name))
+
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_loopback(host):
+            raise socket.gaierror(f"tests may not reach the network: {host!r}")
+        return look_up(host, *args, **kwargs)
+
+    socket.getaddrinfo = getaddrinfo
+
+
+_isolate()
+_refuse_network()
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """The folder with the original MedMNIST files, from the variable FLAXMED_DATA_DIR.
+
+    Without it a test skips and says what is missing; with FLAXMED_REQUIRE_DATA=1 it fails.
+    """
+    folder = os.environ.get("FLAXMED_TEST_DATA_DIR")
+    if not folder:
+        missing = "FLAXMED_DATA_DIR is not set; it names the folder with breastmnist.npz"
+    else:
+        absent = [name for name in REAL_FILES if not (Path(folder) / name).is_file()]
+        if not absent:
+            return Path(folder)
+        missing = f"FLAXMED_DATA_DIR={folder} lacks {', '.join(absent)}"
+    if os.environ.get("FLAXMED_REQUIRE_DATA") == "1":
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)
+
+
+def pytest_report_header() -> str:
+    """Which copy of the package is tested: the checkout, or an installed one."""
+    spec = importlib.util.find_spec("flaxmed")
+    return f"flaxmed: {spec.origin if spec else 'not found'}"
