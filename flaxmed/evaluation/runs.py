@@ -1,0 +1,259 @@
+"""Evaluation and comparison of run directories: reads what training wrote, writes reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxmed.evaluation import plots
+from flaxmed.evaluation.comparison import Comparison, compare
+from flaxmed.evaluation.figures import comparison_figures, report_figures
+from flaxmed.evaluation.plots import History
+from flaxmed.evaluation.report import Report, Source, evaluate
+from flaxmed.evaluation.tables import json_text, write_file
+from flaxmed.types import InputError, Predictions
+
+
+def evaluate_run(run_dir: str | os.PathLike[str]) -> Report:
+    """Evaluate a finished run on its test images, and write ``report.json`` and ``figures/``.
+
+    The figures, each as PNG and SVG: ``roc`` (a curve per class), ``confusion`` and, where the run
+    logged its epochs, ``curves`` (accuracy and loss).
+
+    Args:
+        run_dir: run directory.
+
+    Raises:
+        InputError: no such run, one that is not finished, or a file in it that cannot be read.
+    """
+    run = _read_run(run_dir)
+    report = dataclasses.replace(
+        evaluate(run.predictions), source=dataclasses.replace(run.source, model=run.model)
+    )
+    if run.ideal is not None:
+        ideal = dataclasses.replace(evaluate(run.ideal), source=run.source)
+        report = dataclasses.replace(report, ideal=ideal)
+    figures = report_figures(report, run.predictions, ideal=run.ideal)
+    if run.history is not None:
+        title = dataclasses.replace(report.source, split="").title()
+        figures["curves"] = plots.history_figure(run.history, title=title)
+    for name, figure in figures.items():
+        plots.save_figure(figure, run.dir / "figures" / name)
+    write_file(run.dir / "report.json", json_text(report.to_dict()))
+    return report
+
+
+def compare_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Compare finished runs on one data set; runs of one network that differ in nothing but
+    their seed are its seeds.
+
+    Runs of one network whose settings differ are columns of their own, named by what differs.
+
+    Args:
+        run_dirs: run directories.
+
+    Raises:
+        InputError: no runs, a run given twice, runs on different data, or what :func:`evaluate_run`
+            refuses.
+    """
+    runs = [_read_run(path) for path in run_dirs]
+    if not runs:
+        raise InputError("nothing to compare: expected at least one run directory")
+    for i, run in enumerate(runs):
+        if run.dir.resolve() in [other.dir.resolve() for other in runs[:i]]:
+            raise InputError(f"{run.dir}: given twice")
+        if run.source.dataset != runs[0].source.dataset:
+            raise InputError(
+                f"{run.dir} is a run on {run.source.dataset}, {runs[0].dir} on "
+                f"{runs[0].source.dataset}; only runs on one data set can be compared"
+            )
+    groups = _group(runs)
+    costs = {name: _run_costs(group) for name, group in groups.items()}
+    made = compare(
+        {name: [run.predictions for run in group] for name, group in groups.items()},
+        costs=costs,
+        ideal=next((run.ideal for run in runs if run.ideal is not None), None),
+    )
+    columns = tuple(
+        dataclasses.replace(
+            column,
+            histories=tuple(run.history for run in groups[column.name] if run.history is not None),
+        )
+        for column in made.columns
+    )
+    return dataclasses.replace(made, columns=columns, source=runs[0].source)
+
+
+def write_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]
+) -> Comparison:
+    """Compare runs as :func:`compare_runs` does, and write the result to ``out_dir``.
+
+    Files: ``comparison.txt``, ``.md``, ``.csv`` and ``.json``; ``figures/roc`` and, where the runs
+    logged their epochs, ``figures/curves``, each as PNG and SVG. A file that is there is replaced.
+
+    Raises:
+        InputError: what :func:`compare_runs` refuses, or a folder that cannot be written.
+    """
+    comparison, out = compare_runs(run_dirs), Path(out_dir)
+    for name, figure in comparison_figures(comparison).items():
+        plots.save_figure(figure, out / "figures" / name)
+    write_file(out / "comparison.txt", f"{comparison}\n")
+    write_file(out / "comparison.md", comparison.to_markdown())
+    write_file(out / "comparison.csv", comparison.to_csv())
+    write_file(out / "comparison.json", json_text(comparison.to_dict()))
+    return comparison
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What a run directory holds."""
+
+    dir: Path
+    model: str
+    settings: Mapping[str, Any]
+    source: Source
+    predictions: Predictions
+    ideal: Predictions | None
+    history: History | None
+    facts: Mapping[str, Any]
+
+
+# What makes no other network of a run: the seed, how and where its images were fetched, versions.
+_NOT_SETTINGS = ("seed", "model", "dataset", "fetch", "eval_batch_size", "versions")
+
+
+def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
+    """Read a finished run's directory.
+
+    Raises:
+        InputError: no such run, one that is not finished, or a file in it that cannot be read.
+    """
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run directory")
+    config = _read_json(path / "config.json", "not a run directory")
+    if not isinstance(config.get("model"), str):
+        raise InputError(f"{path / 'config.json'}: lacks the key 'model'")
+    if not (path / "predictions" / "test.npz").is_file():
+        raise InputError(
+            f"{path}: no predictions/test.npz; expected a finished run (one that was interrupted "
+            "can be resumed)"
+        )
+    about = _read_json(path / "dataset.json", "not a run directory")
+    facts = _read_json(path / "run.json", "expected a finished run")
+    ideal = path / "predictions" / "ideal_test.npz"
+    return _Run(
+        dir=path,
+        model=config["model"],
+        settings=config,
+        source=Source(
+            dataset=str(about.get("name") or config.get("dataset", "")),
+            split="test",
+            synthetic=bool(about.get("synthetic", False)),
+        ),
+        predictions=Predictions.load(path / "predictions" / "test.npz"),
+        ideal=Predictions.load(ideal) if ideal.is_file() else None,
+        history=_read_history(path / "metrics.jsonl", facts.get("best_epoch")),
+        facts=facts,
+    )
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {otherwise}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+def _read_history(path: Path, best: Any) -> History | None:
+    """The epochs of ``metrics.jsonl``, counted from 1; of an epoch logged twice the later line."""
+    if not path.is_file():
+        return None
+    rows = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows[int(row["epoch"])] = row
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with the key 'epoch'"
+            ) from None
+    if not rows:
+        return None
+    epochs = sorted(rows)
+    names = ("train_accuracy", "val_accuracy", "train_loss", "val_loss", "val_auc")
+    series = {
+        name: np.array([_float(rows[epoch].get(name)) for epoch in epochs])
+        for name in names
+        if any(name in row for row in rows.values())
+    }
+    kept = int(best) + 1 if isinstance(best, int) else None
+    return History(np.array(epochs) + 1, series, kept)
+
+
+def _group(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
+    """Runs by the name of their column; those that differ in nothing but the seed share one."""
+    flat = {run.dir: _flatten(run.settings) for run in runs}
+    groups: dict[str, list[_Run]] = {}
+    for run in runs:
+        same_model = [flat[other.dir] for other in runs if other.model == run.model]
+        keys = dict.fromkeys(key for settings in same_model for key in settings)
+        differing = [key for key in keys if len({settings.get(key) for settings in same_model}) > 1]
+        parts = [f"{key.split('.')[-1]}={flat[run.dir].get(key)}" for key in differing[:3]]
+        name = ", ".join([run.model, *parts, *(["..."] if len(differing) > 3 else [])])
+        groups.setdefault(name, []).append(run)
+    for name, group in groups.items():
+        if any(flat[run.dir] != flat[group[0].dir] for run in group):
+            raise InputError(
+                f"{name}: runs differ in more settings than a column can name: "
+                f"{', '.join(str(run.dir) for run in group)}"
+            )
+        seeds = [run.settings.get("seed") for run in group]
+        for i, run in enumerate(group):
+            if run.settings.get("seed") in seeds[:i]:
+                twin = group[seeds.index(run.settings.get("seed"))]
+                raise InputError(
+                    f"{run.dir} and {twin.dir} are the same run ({name}, seed {seeds[i]}); "
+                    "expected different seeds or settings"
+                )
+    return groups
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, as text; those that make no other network left out."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if not prefix and key in _NOT_SETTINGS:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def _run_costs(group: Sequence[_Run]) -> dict[str, Any]:
+    facts = [run.facts for run in group]
+    costs: dict[str, Any] = {}
+    if "parameters" in facts[0]:
+        costs["parameters"] = facts[0]["parameters"]
+    if all("train_seconds" in fact for fact in facts):
+        costs["train_seconds"] = [fact["train_seconds"] for fact in facts]
+    return costs
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,488 @@
+"""Metrics against the medmnist package and scikit-learn, their laws, and what is undefined."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import math
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from sklearn.exceptions import UndefinedMetricWarning
+
+import flaxmed
+from flaxmed.evaluation import checks, curves, metrics
+from flaxmed.evaluation.metrics import METRICS
+from flaxmed.types import InputError, Predictions, Task, sigmoid, softmax
+
+MEDMNIST_TASK = {
+    "binary": "binary-class",
+    "multiclass": "multi-class",
+    "ordinal": "ordinal-regression",
+    "multilabel": "multi-label, binary-class",
+}
+TASKS = list(MEDMNIST_TASK)
+WIDTH = {"binary": 2, "multiclass": 9, "ordinal": 5, "multilabel": 14}
+
+
+def make(task, n, *, seed=0, k=None, kind="random", dtype=np.float64):
+    """Labels with every class present, and probabilities of the given kind."""
+    rng = np.random.default_rng(seed)
+    k = k or WIDTH[task]
+    if task == "multilabel":
+        labels = rng.integers(0, 2, (n, k))
+        labels[0], labels[1] = 0, 1
+        hint = labels
+    else:
+        labels = rng.permutation(np.concatenate([np.arange(k), rng.integers(0, k, n - k)]))
+        hint = np.eye(k)[labels]
+    logits = rng.normal(size=(n, k)) + hint
+    if kind == "tied":  # few distinct values, many of them exactly one half
+        logits = np.round(logits)
+    if kind == "certain":  # probabilities that round to 0 and 1
+        logits = logits * 40
+    scores = sigmoid(logits) if task == "multilabel" else softmax(logits)
+    return labels, scores.astype(dtype)
+
+
+def predictions(task, n, **options):
+    labels, scores = make(task, n, **options)
+    positive = 0 if task == "binary" else None
+    return Predictions.from_probabilities(scores, labels=labels, task=task, positive=positive)
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    """The installed medmnist package's evaluator.py itself, without what else the package loads."""
+    try:
+        files = importlib.metadata.files("medmnist") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package medmnist is not installed")
+    path = next(f.locate() for f in files if f.name == "evaluator.py")
+    source = Path(path).read_text(encoding="utf-8")
+    module = types.ModuleType("medmnist_evaluator")
+    # pandas reads and writes files there, INFO names the data sets: neither is metrics
+    for line in ("import pandas as pd", "from medmnist.info import INFO, DEFAULT_ROOT"):
+        assert line in source
+        source = source.replace(line, "DEFAULT_ROOT = None" if "INFO" in line else "")
+    exec(compile(source, str(path), "exec"), vars(module))
+    return module
+
+
+# ------------------------------------------------------------------------------------- oracles
+
+CASES = [
+    (task, n, kind, dtype)
+    for task in TASKS
+    for n in (WIDTH[task] + 2, 156)
+    for kind in ("random", "tied", "certain")
+    for dtype in (np.float32, np.float64)
+]
+
+
+@pytest.mark.parametrize(("task", "n", "kind", "dtype"), CASES)
+def test_auc_and_accuracy_are_medmnists_to_the_last_digit(evaluator, task, n, kind, dtype):
+    for seed in range(2):
+        labels, scores = make(task, n, seed=seed, kind=kind, dtype=dtype)
+        theirs = MEDMNIST_TASK[task]
+        given = labels if task == "multilabel" else labels[:, None]  # as in the .npz files
+        assert metrics.auc_score(given, scores, task=task) == evaluator.getAUC(
+            given, scores, theirs
+        )
+        assert metrics.accuracy_score(given, scores, task=task) == evaluator.getACC(
+            given, scores, theirs
+        )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictions_score_as_medmnist_scores_their_probabilities(evaluator, task):
+    p = predictions(task, 300)
+    found = metrics.score(p)
+    assert found["auc"] == evaluator.getAUC(p.labels, p.probabilities, MEDMNIST_TASK[task])
+    assert found["accuracy"] == evaluator.getACC(p.labels, p.probabilities, MEDMNIST_TASK[task])
+
+
+@pytest.mark.parametrize(("task", "n", "kind", "dtype"), CASES)
+def test_loss_is_scikit_learns_to_the_last_digit(task, n, kind, dtype):
+    labels, scores = make(task, n, kind=kind, dtype=dtype)
+    found = metrics.cross_entropy_loss(labels, scores, task=task)
+    if task == "multilabel":
+        each = [sk.log_loss(y, p, labels=[0, 1]) for y, p in zip(labels.T, scores.T, strict=True)]
+        assert found == sum(each) / len(each)
+    else:
+        assert found == sk.log_loss(labels, scores, labels=range(scores.shape[1]))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_is_the_cross_entropy_that_training_minimises(task):
+    p = predictions(task, 200)
+    x, y = np.asarray(p.logits, np.float64), p.labels
+    if task == "multilabel":
+        each = np.logaddexp(0, x) - y * x
+    else:
+        each = np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), y]
+    assert metrics.score(p)["loss"] == pytest.approx(each.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_binary_metrics_against_scikit_learn_and_by_hand(positive, kind):
+    labels, scores = make("binary", 157, kind=kind)
+    decided = (scores[:, 1] > 0.5).astype(int)
+    (tn, fp), (fn, tp) = sk.confusion_matrix(labels == positive, decided == positive)
+    by_hand = {
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "ppv": tp / (tp + fp),
+        "npv": tn / (tn + fn),
+        "f1": sk.f1_score(labels, decided, pos_label=positive),
+        "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
+    }
+    p = Predictions.from_probabilities(scores, labels=labels, task="binary", positive=positive)
+    for spec in METRICS:
+        if spec.name in by_hand:
+            assert spec(p) == pytest.approx(by_hand[spec.name], rel=1e-14), spec.name
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    labels, scores = make("multiclass", 200)
+    expected = sk.balanced_accuracy_score(labels, scores.argmax(axis=1))
+    assert metrics.balanced_accuracy_score(labels, scores, task="multiclass") == expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_confusion_is_scikit_learns(task):
+    labels, scores = make(task, 100)
+    found = metrics.confusion_matrix(labels, scores, task=task)
+    if task == "multilabel":
+        assert (found == sk.multilabel_confusion_matrix(labels, scores > 0.5)).all()
+    else:
+        assert (found == sk.confusion_matrix(labels, scores.argmax(axis=1))).all()
+        assert np.trace(found) / 100 == pytest.approx(
+            metrics.accuracy_score(labels, scores, task=task)
+        )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_class_auc_and_roc_curve_are_scikit_learns(task, kind):
+    labels, scores = make(task, 150, kind=kind)
+    areas = metrics.class_auc_scores(labels, scores, task=task)
+    for c in range(scores.shape[1]):
+        true = labels[:, c] if task == "multilabel" else labels == c
+        rank = scores[:, c]
+        if task == "binary":  # both classes are ranked by the last column
+            rank = scores[:, 1] if c else -scores[:, 1]
+        curve = curves.roc_curve(labels, scores, task=task, of_class=c)
+        fpr, tpr, _ = sk.roc_curve(true, rank)
+        assert (curve.fpr == fpr).all()
+        assert (curve.tpr == tpr).all()
+        assert curve.auc == areas[c] == sk.roc_auc_score(true, rank)
+
+
+@pytest.mark.parametrize("of_class", [0, 1])
+def test_thresholds_give_back_the_rates(of_class):
+    labels, scores = make("binary", 80, kind="tied")
+    curve = curves.roc_curve(labels, scores, task="binary", of_class=of_class)
+    assert curve.thresholds[0] == math.inf
+    for fpr, tpr, threshold in zip(curve.fpr, curve.tpr, curve.thresholds, strict=True):
+        called = scores[:, of_class] >= threshold - 1e-12
+        assert fpr == pytest.approx(called[labels != of_class].mean())
+        assert tpr == pytest.approx(called[labels == of_class].mean())
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal", "multilabel"])
+@pytest.mark.parametrize("kind", ["random", "tied", "certain"])
+def test_area_under_the_mean_roc_curve_is_the_mean_area(task, kind):
+    labels, scores = make(task, 120, kind=kind)
+    curve = curves.macro_roc_curve(labels, scores, task=task)
+    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(curve.auc, abs=1e-12)
+    assert curve.auc == metrics.auc_score(labels, scores, task=task)
+    assert (np.diff(curve.fpr) >= 0).all()
+    assert (np.diff(curve.tpr) >= -1e-15).all()
+    assert (curve.tpr[0], curve.tpr[-1]) == (0, 1)
+
+
+def test_the_mean_roc_curve_of_a_binary_task_is_its_curve():
+    labels, scores = make("binary", 60)
+    mean = curves.macro_roc_curve(labels, scores, task="binary")
+    curve = curves.roc_curve(labels, scores, task="binary", of_class=1)
+    assert (mean.tpr == curve.tpr).all()
+    assert mean.auc == curve.auc
+
+
+def test_either_class_of_a_binary_task_has_one_auc_even_where_its_column_is_rounded():
+    """1 - 1e-20 and 1 - 1e-30 are the same float: the first column ties where the last does not."""
+    scores = np.array([[1, 1e-20], [1, 1e-30], [0.5, 0.5], [1, 1e-25]])
+    labels = np.array([1, 0, 1, 0])
+    assert metrics.class_auc_scores(labels, scores, task="binary").tolist() == [1, 1]
+    assert sk.roc_auc_score(labels == 0, scores[:, 0]) < 1
+
+
+# ---------------------------------------------------------------------------------------- laws
+
+LAWFUL = (
+    "accuracy",
+    "balanced_accuracy",
+    "loss",
+    "auc",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "f1",
+)
+DEPENDS_ON_RANKS_ALONE = {"auc"}
+
+
+def test_no_metric_was_forgotten():
+    assert tuple(spec.name for spec in METRICS) == LAWFUL
+    public = {
+        function
+        for name, function in inspect.getmembers(metrics, inspect.isfunction)
+        if name.endswith(("_score", "_loss")) and not name.startswith("_")
+    }
+    assert public == {spec.function for spec in METRICS}
+    for spec in METRICS:
+        wanted = set(inspect.signature(spec.function).parameters) - {"labels", "scores"}
+        assert set(spec.options) == wanted, spec.name
+        assert spec.lower_is_better == spec.function.__name__.endswith("_loss")
+
+
+LAW_CASES = [(spec, task) for spec in METRICS for task in spec.tasks]
+each_metric = pytest.mark.parametrize(
+    ("spec", "task"), LAW_CASES, ids=[f"{spec.name}-{task}" for spec, task in LAW_CASES]
+)
+
+
+def remake(p, labels, scores, positive=None):
+    positive = p.positive if positive is None else positive
+    return Predictions.from_probabilities(scores, labels=labels, task=p.task, positive=positive)
+
+
+@each_metric
+def test_the_order_of_images_does_not_matter(spec, task):
+    p = predictions(task.value, 101)
+    order = np.random.default_rng(1).permutation(101)
+    shuffled = remake(p, p.labels[order], p.probabilities[order])
+    assert spec(shuffled) == pytest.approx(spec(p), rel=1e-12)
+
+
+@each_metric
+def test_the_numbers_of_classes_do_not_matter(spec, task):
+    p = predictions(task.value, 101)
+    k = p.logits.shape[1]
+    new = np.random.default_rng(2).permutation(k) if k > 2 else np.array([1, 0])
+    old = np.argsort(new)
+    labels = p.labels[:, old] if task is Task.MULTILABEL else new[p.labels]
+    positive = None if p.positive is None else int(new[p.positive])
+    relabelled = remake(p, labels, p.probabilities[:, old], positive)
+    assert spec(relabelled) == pytest.approx(spec(p), rel=1e-12)
+
+
+@each_metric
+def test_every_image_twice_changes_nothing(spec, task):
+    p = predictions(task.value, 101)
+    doubled = remake(p, np.concatenate([p.labels] * 2), np.concatenate([p.probabilities] * 2))
+    assert spec(doubled) == pytest.approx(spec(p), rel=1e-12)
+
+
+@each_metric
+def test_monotone_scores_leave_ranks_alone(spec, task):
+    """A metric of ranks is unmoved by a rising function of each score; the others move."""
+    p = predictions(task.value, 101)
+    if task is Task.BINARY:
+        rising = softmax(p.logits + np.array([0, 0.7]))
+    elif task is Task.MULTILABEL:
+        rising = sigmoid(p.logits + np.linspace(-1, 1, p.logits.shape[1]))
+    elif spec.name in DEPENDS_ON_RANKS_ALONE:
+        rising = p.probabilities ** np.linspace(0.3, 3, p.logits.shape[1])
+    else:
+        return  # a rising function of each score leaves no probabilities over the classes
+    moved = spec.function(p.labels, rising, **{name: getattr(p, name) for name in spec.options})
+    assert (moved == spec(p)) == (spec.name in DEPENDS_ON_RANKS_ALONE)
+
+
+@each_metric
+def test_perfect_predictions(spec, task):
+    p = predictions(task.value, 101)
+    sure = (
+        p.labels.astype(float) if task is Task.MULTILABEL else np.eye(p.logits.shape[1])[p.labels]
+    )
+    value = spec.function(p.labels, sure, **{name: getattr(p, name) for name in spec.options})
+    assert value == pytest.approx(0 if spec.lower_is_better else 1, abs=1e-12)
+
+
+@each_metric
+def test_values_lie_in_their_range(spec, task):
+    for seed in range(5):
+        value = spec(predictions(task.value, 60, seed=seed))
+        assert 0 <= value <= (math.inf if spec.lower_is_better else 1)
+
+
+# ----------------------------------------------------------------------- undefined, and bad input
+
+
+@each_metric
+def test_without_images_every_metric_is_nan_with_a_warning(spec, task):
+    k = WIDTH[task.value]
+    labels = np.zeros((0, k) if task is Task.MULTILABEL else 0, np.int64)
+    p = Predictions(labels=labels, logits=np.zeros((0, k)), task=task)
+    with pytest.warns(UndefinedMetricWarning, match="no image"):
+        assert math.isnan(spec(p))
+
+
+ONE_CLASS = {  # every image of class 0 and called so
+    "balanced_accuracy": "no image of class '1'",
+    "auc": "every image is of class '0'; no image of class '1'",
+    "sensitivity": "no image is of the positive class",
+    "ppv": "no image is called positive",
+    "f1": "none is called positive",
+}
+
+
+@pytest.mark.parametrize("spec", METRICS, ids=lambda spec: spec.name)
+def test_one_class_only(spec):
+    labels, scores = np.zeros(5, np.int64), np.tile([0.9, 0.1], (5, 1))
+    p = Predictions.from_probabilities(scores, labels=labels, task="binary", positive=1)
+    if spec.name in ONE_CLASS:
+        with pytest.warns(UndefinedMetricWarning, match=ONE_CLASS[spec.name]):
+            assert math.isnan(spec(p))
+    else:
+        assert spec(p) == pytest.approx(-math.log(0.9) if spec.name == "loss" else 1)
+
+
+def test_the_other_undefined_binary_metrics():
+    labels, scores = np.ones(5, np.int64), np.tile([0.1, 0.9], (5, 1))
+    for name, reason in {"specificity": "of the negative class", "npv": "called negative"}.items():
+        function = getattr(metrics, f"{name}_score")
+        with pytest.warns(UndefinedMetricWarning, match=reason):
+            assert math.isnan(function(labels, scores, positive=1))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_an_absent_class_leaves_the_other_classes_their_auc(task):
+    labels, scores = make(task, 100, k=4)
+    if task == "multilabel":
+        labels[:, 2] = 0
+    else:
+        labels[labels == 2] = 1
+    with pytest.warns(UndefinedMetricWarning, match="no image of (class|label) 2"):
+        areas = metrics.class_auc_scores(labels, scores, task=task)
+    assert np.isnan(areas).tolist() == [False, False, True, False]
+    with pytest.warns(UndefinedMetricWarning, match="'c'"):
+        assert math.isnan(metrics.auc_score(labels, scores, task=task, classes="abcd"))
+    with pytest.warns(UndefinedMetricWarning):
+        assert math.isnan(curves.roc_curve(labels, scores, task=task, of_class=2).auc)
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(curves.macro_roc_curve(labels, scores, task=task).tpr).all()
+
+
+def test_a_single_image():
+    labels, scores = np.array([1]), np.array([[0.2, 0.8]])
+    assert metrics.accuracy_score(labels, scores, task="binary") == 1
+    with pytest.warns(UndefinedMetricWarning):
+        assert math.isnan(metrics.auc_score(labels, scores, task="binary"))
+
+
+def test_an_impossible_image_costs_a_large_but_finite_loss():
+    loss = metrics.cross_entropy_loss(np.array([0]), np.array([[0.0, 1.0]]), task="binary")
+    assert loss == pytest.approx(-math.log(np.finfo(np.float64).eps))
+
+
+def test_score_is_quiet_where_all_is_defined():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(metrics.score(predictions("binary", 20))) == {"accuracy", "loss", "auc"}
+
+
+HALF = np.full((3, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "task", "message"),
+    [
+        ([0, 1, 2], HALF, "binary", "labels must be whole numbers from 0 to 1; row 2 has 2"),
+        ([0, 1, -1], HALF, "multiclass", "row 2 has -1"),
+        ([0.0, 0.5, 1.0], HALF, "binary", "row 1 has 0.5"),
+        ([0, 1], HALF, "binary", r"shape \(3,\) to go with the scores, got \(2,\)"),
+        ([0, 1, 1], HALF, "multilabel", r"shape \(3, 2\)"),
+        ([0, 1, 1], np.full((3, 3), 0.3), "binary", "2 scores per image, got 3"),
+        ([0, 1, 1], np.full((3, 1), 0.3), "multiclass", "scores must be"),
+        ([0, 1, 1], HALF + 1, "binary", "scores must lie in"),
+        ([0, 1, 1], HALF * math.nan, "binary", "row 0 is .nan, nan."),
+    ],
+)
+def test_bad_input_is_named_in_one_line(labels, scores, task, message):
+    with pytest.raises(InputError, match=message) as caught:
+        checks.check(np.array(labels), scores, task)
+    assert "\n" not in str(caught.value)
+
+
+@each_metric
+def test_every_metric_checks_its_arrays(spec, task):
+    labels, scores = make(task.value, 30)
+    scores[7, 0] = math.nan
+    positive = 1 if task is Task.BINARY else None
+    options = {"task": task, "classes": None, "positive": positive}
+    with pytest.raises(InputError, match="row 7"):
+        spec.function(labels, scores, **{name: options[name] for name in spec.options})
+
+
+def test_misplaced_questions_are_refused():
+    labels, scores = make("multilabel", 20)
+    with pytest.raises(InputError, match="one class per image"):
+        metrics.balanced_accuracy_score(labels, scores, task="multilabel")
+    with pytest.raises(InputError, match="positive class must be 0 or 1, got 2"):
+        metrics.f1_score(labels[:, 0], scores[:, :2], positive=2)
+    with pytest.raises(InputError, match="class 14 is not among the 14 classes"):
+        curves.roc_curve(labels, scores, task="multilabel", of_class=14)
+
+
+def test_decisions():
+    assert checks.decisions(np.array([[0.5, 0.5]]), task="binary").tolist() == [0]
+    assert checks.decisions(np.array([[0.5, 0.51]]), task="multilabel").tolist() == [[0, 1]]
+    assert checks.decisions(np.array([[0.2, 0.4, 0.4]]), task="ordinal").tolist() == [1]
+
+
+# --------------------------------------------------------------------------------- without jax
+
+WITHOUT_JAX = """
+import sys, warnings
+sys.path.insert(0, {root!r})
+warnings.simplefilter("error")
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "flax"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from flaxmed.types import Predictions
+from flaxmed.evaluation import evaluate, compare, comparison_figures, report_figures
+from flaxmed.evaluation.plots import save_figure
+p = Predictions.load({path!r})
+report, comparison = evaluate(p), compare({{"a": p, "b": [p, p]}}, ideal=p)
+print(report, comparison, report.to_dict(), comparison.to_csv())
+for name, figure in (report_figures(report, p) | comparison_figures(comparison)).items():
+    assert all(path.stat().st_size > 5000 for path in save_figure(figure, {path!r} + name))
+assert not any(name.split(".")[0] in ("jax", "jaxlib", "flax") for name in sys.modules)
+assert "matplotlib.pyplot" not in sys.modules
+print("done")
+"""
+
+
+def test_everything_works_where_jax_is_not_installed(tmp_path):
+    path = tmp_path / "test.npz"
+    predictions("multiclass", 50).save(path)
+    code = WITHOUT_JAX.format(root=str(Path(flaxmed.__file__).parents[1]), path=str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("done\n")
