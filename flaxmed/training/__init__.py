@@ -1,0 +1,19 @@
+"""Training: configuration, the step, the loop, checkpoints."""
+
+from flaxmed.training.augment import parse_augment
+from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from flaxmed.training.loop import train
+from flaxmed.training.progress import Interrupted
+from flaxmed.training.run import Run, load_model, load_run
+
+__all__ = [
+    "AugmentConfig",
+    "Interrupted",
+    "OptimizerConfig",
+    "Run",
+    "TrainConfig",
+    "load_model",
+    "load_run",
+    "parse_augment",
+    "train",
+]

@@ -1,0 +1,135 @@
+"""A run as Python sees it: its network and predictions, read back from the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flaxmed.models import create_model
+from flaxmed.training import rundir
+from flaxmed.training.checkpoint import Checkpoints
+from flaxmed.training.config import TrainConfig
+from flaxmed.training.step import TrainState
+from flaxmed.types import DatasetInfo, InputError, Predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        dir: the run directory.
+        config: its settings.
+        model: the network of the best epoch, in evaluation mode, with its preprocessing.
+        predictions: by split name, ``val`` and ``test``.
+        history: one row of metrics per epoch, as in ``metrics.jsonl``.
+        summary: as in ``run.json``: parameters, training time, the best epoch.
+    """
+
+    dir: Path
+    config: TrainConfig
+    model: nnx.Module
+    predictions: Mapping[str, Predictions]
+    history: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+
+
+def load_run(run_dir: str | os.PathLike[str], model: nnx.Module | None = None) -> Run:
+    """A finished run from its directory.
+
+    Raises:
+        InputError: no finished run there.
+    """
+    run_dir = Path(run_dir)
+    return Run(
+        dir=run_dir,
+        config=rundir.read_config(run_dir),
+        summary=rundir.read_json(run_dir / "run.json"),
+        history=rundir.read_rows(run_dir / "metrics.jsonl"),
+        predictions={
+            name: Predictions.load(run_dir / "predictions" / f"{name}.npz")
+            for name in ("val", "test")
+        },
+        model=load_model(run_dir) if model is None else model,
+    )
+
+
+def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
+    """The network of a run's best epoch, in evaluation mode, ready for ``flaxmed.predict``.
+
+    Args:
+        run_dir: a directory that ``train`` wrote; the run need not be finished.
+
+    Returns:
+        The network, with ``model.preprocessing`` and ``model.info`` (class names, task).
+
+    Raises:
+        InputError: no run, or no checkpoint, there.
+
+    Example:
+        >>> load_model("no/such/run")
+        Traceback (most recent call last):
+        flaxmed.types.InputError: no/such/run/config.json: no such file; expected a run of flaxmed
+    """
+    run_dir = Path(run_dir)
+    config = rundir.read_config(run_dir)
+    dataset = rundir.read_json(run_dir / "dataset.json")
+    info = DatasetInfo.from_dict(dataset)
+    model = build_model(config, info, dataset["image_shape"][0])
+    if not (run_dir / "checkpoints" / "best").is_dir():
+        raise InputError(f"{run_dir}: no checkpoint there yet")
+    checkpoints = Checkpoints(run_dir / "checkpoints" / "best")
+    try:
+        load_into(model, checkpoints.restore(init_weights(model)))
+    finally:
+        checkpoints.close()
+    return model
+
+
+def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module:
+    """The configured network for a data set's images, checked; in evaluation mode.
+
+    Raises:
+        InputError: unknown network, or images that are too small for it.
+    """
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise InputError("setting dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
+    model = create_model(
+        config.model,
+        info.num_classes,
+        in_channels=info.channels,
+        stem=("small" if size <= 64 else "imagenet") if config.stem == "auto" else config.stem,
+        dtype=jnp.dtype(config.dtype),
+        rngs=nnx.Rngs(config.seed),
+    )
+    probe = jax.ShapeDtypeStruct((2, size, size, info.channels), jnp.float32)
+    nnx.eval_shape(lambda network, images: network(images), model, probe)
+    model.preprocessing = config.preprocessing
+    model.info = info
+    return model
+
+
+def init_weights(model: nnx.Module) -> dict[str, Any]:
+    """The network's parameters and statistics, as a checkpoint of the best epoch holds them."""
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(batch_stats),
+    }
+
+
+def load_into(model: nnx.Module, weights: TrainState | Mapping[str, Any]) -> None:
+    """Put parameters and statistics into ``model``."""
+    if isinstance(weights, TrainState):
+        weights = {"params": weights.params, "batch_stats": weights.batch_stats}
+    for kind, tree in ((nnx.Param, weights["params"]), (nnx.BatchStat, weights["batch_stats"])):
+        state = nnx.state(model, kind)
+        nnx.replace_by_pure_dict(state, tree)
+        nnx.update(model, state)

@@ -1,0 +1,259 @@
+"""The training loop: what it writes, resumes, refuses. A tiny network keeps it quick."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import flaxmed
+from flaxmed.data.phantom import load_phantom
+from flaxmed.models.resnet import RESNET18, ResNet, ResNetConfig
+from flaxmed.training import AugmentConfig, Interrupted, OptimizerConfig, TrainConfig
+from flaxmed.training import loop as loop_module
+from flaxmed.training import run as run_module
+from flaxmed.training.progress import Progress
+from flaxmed.types import InputError, RunError, Task
+
+TINY = ResNetConfig(stage_sizes=(1, 1), widths=(4, 8), bn=RESNET18.bn)
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    def create(name, num_classes, **options):
+        assert name == "resnet18"
+        return ResNet(num_classes, config=TINY, **options)
+
+    monkeypatch.setattr(run_module, "create_model", create)
+
+
+@pytest.fixture(scope="module")
+def data():
+    # 27 training images in batches of 8: the last batch of an epoch is padded, also over 2 devices
+    return load_phantom(size=32, n_train=27, n_val=21, n_test=19)
+
+
+def config(**changes):
+    usual = {
+        "stem": "imagenet",
+        "epochs": 3,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "augment": AugmentConfig(flips=True, rotation=10, intensity=0.1),
+        "optimizer": OptimizerConfig(warmup_epochs=1),
+    }
+    return TrainConfig(**{**usual, **changes})
+
+
+def fit(data, out, **changes):
+    return flaxmed.train(config(**changes), data, out=out, progress=False)
+
+
+def weights(run):
+    return jax.tree.map(np.asarray, run_module.init_weights(run.model))
+
+
+def assert_same_run(one, other):
+    jax.tree.map(np.testing.assert_array_equal, weights(one), weights(other))
+    for name in ("val", "test"):
+        np.testing.assert_array_equal(one.predictions[name].logits, other.predictions[name].logits)
+    assert (one.dir / "metrics.jsonl").read_bytes() == (other.dir / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_writes_what_a_reader_needs(data, tmp_path):
+    run = fit(data, tmp_path / "run")
+    rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows == run.history
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    saved = json.loads((run.dir / "config.json").read_text())
+    assert saved["versions"]["jax"] == jax.__version__
+    dataset = json.loads((run.dir / "dataset.json").read_text())
+    assert dataset["splits"]["train"]["images"] == 27
+    assert run.summary["best_val_auc"] == max(row["val_auc"] for row in rows)
+    timing = (run.dir / "timing.jsonl").read_text().splitlines()
+    assert len(timing) == 3
+    for name, split in (("val", data.val), ("test", data.test)):
+        p = run.predictions[name]
+        np.testing.assert_array_equal(p.ids, split.ids)
+        np.testing.assert_array_equal(p.labels, split.labels)
+        assert len(set(p.image_sha256)) == len(split)
+        ideal = flaxmed.Predictions.load(run.dir / "predictions" / f"ideal_{name}.npz")
+        np.testing.assert_allclose(ideal.probabilities, data.ideal[name], rtol=1e-9)
+
+
+def test_the_model_comes_back_as_it_was(data, tmp_path):
+    run = fit(data, tmp_path / "run")
+    model = flaxmed.load_model(run.dir)
+    np.testing.assert_array_equal(
+        flaxmed.predict(model, data.test.images, batch_size=8),
+        run.predictions["test"].probabilities,
+    )
+    assert model.info == data.info
+    # evaluation mode: a second look moves no statistics
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+    flaxmed.predict(model, data.val.images)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_the_best_epoch_is_kept_not_the_last(data, tmp_path, monkeypatch):
+    scores = iter([0.6, 0.9, 0.7])
+    real = loop_module.score
+    monkeypatch.setattr(
+        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+    )
+    run = fit(data, tmp_path / "three")
+    assert run.summary["best_epoch"] == 1
+    scores = iter([0.6, 0.9])
+    monkeypatch.setattr(
+        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+    )
+    # a constant rate makes the first two epochs of both runs the same
+    two = fit(data, tmp_path / "two", epochs=2, optimizer=OptimizerConfig(schedule="constant"))
+    scores = iter([0.6, 0.9, 0.7])
+    three = fit(data, tmp_path / "again", optimizer=OptimizerConfig(schedule="constant"))
+    jax.tree.map(np.testing.assert_array_equal, weights(two), weights(three))
+
+
+def test_early_stopping_counts_epochs_since_the_best(data, tmp_path, monkeypatch):
+    scores = iter([0.6, 0.9, 0.7, 0.8, 0.95])
+    real = loop_module.score
+    monkeypatch.setattr(
+        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+    )
+    run = fit(data, tmp_path / "run", epochs=5, early_stopping=2)
+    assert [row["val_auc"] for row in run.history] == [0.6, 0.9, 0.7, 0.8]
+    assert run.summary["best_epoch"] == 1
+
+
+def test_streamed_and_resident_end_in_the_same_bits(data, tmp_path):
+    resident = fit(data, tmp_path / "resident", fetch="resident")
+    streamed = fit(data, tmp_path / "streamed", fetch="streamed")
+    assert resident.summary["fetch"] == "resident"
+    assert streamed.summary["fetch"] == "streamed"
+    assert_same_run(resident, streamed)
+
+
+@pytest.mark.parametrize(("at", "number"), [(8, signal.SIGINT), (54, signal.SIGTERM)])
+def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, at, number):
+    whole = fit(data, tmp_path / "whole")
+    real = Progress.advance
+
+    def advance(self, count):
+        real(self, count)
+        if self.done >= at > self.done - count:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(Progress, "advance", advance)
+        fit(data, tmp_path / "cut")
+    assert f"--resume {tmp_path / 'cut'}" in str(caught.value)
+    assert caught.value.signal == number
+    assert not (tmp_path / "cut" / "run.json").exists()
+    resumed = fit(data, tmp_path / "cut")
+    assert_same_run(whole, resumed)
+
+
+def test_metrics_after_the_checkpoint_are_cut_and_computed_again(data, tmp_path, monkeypatch):
+    whole = fit(data, tmp_path / "whole")
+
+    def interrupt(self, count):
+        self.done += count
+        if self.done == 27 + 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Progress, "advance", interrupt)
+        fit(data, tmp_path / "cut")
+    # as if the run had been killed after writing a later row, and half of another
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 1, "step": 8, "val_auc": 1.0}\n{"epoch": 2, "st')
+    assert_same_run(whole, fit(data, tmp_path / "cut"))
+
+
+def test_a_finished_run_is_read_back_not_trained_again(data, tmp_path, monkeypatch):
+    first = fit(data, tmp_path / "run")
+    monkeypatch.setattr(loop_module, "make_train_step", None)
+    assert_same_run(first, fit(data, tmp_path / "run"))
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(data, tmp_path):
+    fit(data, tmp_path / "run", epochs=1)
+    with pytest.raises(
+        InputError, match=r"run: holds another run, which differs in seed: 0, now 1"
+    ):
+        fit(data, tmp_path / "run", epochs=1, seed=1)
+    other = load_phantom(size=32, n_train=27, n_val=21, n_test=18)
+    with pytest.raises(InputError, match="holds a run on other data"):
+        fit(other, tmp_path / "run", epochs=1)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty and holds no run"):
+        fit(data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be used as output folder"):
+        fit(data, tmp_path / "file" / "run")
+
+
+def test_a_non_finite_loss_stops_the_run_with_its_step(data, tmp_path):
+    wild = OptimizerConfig(
+        name="sgd", learning_rate=1e30, schedule="constant", warmup_epochs=0, clip_norm=None
+    )
+    with pytest.raises(RunError, match=r"not finite at step \d+"):
+        fit(data, tmp_path / "run", optimizer=wild)
+
+
+def test_images_that_are_too_small_are_refused_before_anything_is_written(data, tmp_path):
+    tiny = {f"{s}_images": np.zeros((4, 2, 2), np.uint8) for s in ("train", "val", "test")}
+    labels = {f"{s}_labels": np.array([0, 1, 0, 1]) for s in ("train", "val", "test")}
+    with pytest.raises(InputError, match="at least"):
+        fit({**tiny, **labels}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["multilabel", "ordinal"])
+def test_other_tasks_train_too(data, tmp_path, task):
+    rng = np.random.default_rng(0)
+    arrays = {"task": task}
+    for name, split in data.splits.items():
+        shape = (len(split), 3) if task == "multilabel" else (len(split),)
+        labels = rng.integers(0, 2 if task == "multilabel" else 3, shape)
+        labels[:3] = np.eye(3) if task == "multilabel" else np.arange(3)
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": labels}
+    run = fit(arrays, tmp_path / "run", epochs=1, class_weights="balanced")
+    assert run.predictions["test"].task is Task(task)
+    assert run.predictions["test"].logits.shape == (19, 3)
+
+
+def test_balanced_weights_need_every_class(data, tmp_path):
+    arrays = {}
+    for name, split in data.splits.items():
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels.copy()}
+    arrays["train_labels"] = np.where(arrays["train_labels"] == 1, 0, arrays["train_labels"])
+    arrays |= {"classes": np.array(["a", "b", "c"]), "task": "multiclass"}
+    with pytest.raises(InputError, match="class 'b' has no training image"):
+        fit(arrays, tmp_path / "run", class_weights="balanced")
+    with pytest.raises(InputError, match="expected 3 numbers, one per class, got 2"):
+        fit(data, tmp_path / "other", class_weights=(1.0, 2.0))
+
+
+def test_float64_is_asked_for_with_its_environment_variable(data, tmp_path):
+    with pytest.raises(InputError, match="JAX_ENABLE_X64=1"):
+        fit(data, tmp_path / "run", dtype="float64")
+
+
+def test_bfloat16_trains_and_predicts_in_float32(data, tmp_path):
+    run = fit(data, tmp_path / "run", epochs=1, dtype="bfloat16")
+    assert run.predictions["test"].logits.dtype == np.float32
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights(run)))
