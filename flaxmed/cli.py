@@ -1,0 +1,282 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done; 1 the run failed; 2 the input or the arguments are wrong; 130 interrupted, 143
+terminated (both with the state saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flaxmed import __version__
+from flaxmed.types import InputError, RunError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as the one line that every other bad input gets."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``flaxmed ARGUMENTS``; returns the exit code.
+
+    Example:
+        >>> main(["--version"])
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    return run_command(lambda: _dispatch(argv))
+
+
+def run_command(command: Any) -> int:
+    """Call ``command`` and turn what it raises into one line on stderr and an exit code."""
+    try:
+        command()
+        sys.stdout.flush()
+        return 0
+    except InputError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt as error:
+        # a second Ctrl-C, or one outside training, has nothing to say
+        print(f"flaxmed: {error or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "signal", 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+
+
+def _fail(error: Any, code: int) -> int:
+    print(f"flaxmed: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    arguments.call(arguments)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="flaxmed",
+        description="Train and compare ResNet-18, DenseNet-121 and Xception on medical images.",
+        epilog="Not a medical device: for research and teaching.",
+    )
+    parser.add_argument("--version", action="version", version=f"flaxmed {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_summary(commands)
+    _add_datasets(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    command = commands.add_parser("train", help="train one network and predict with it")
+    command.add_argument("--dataset", help="a name (flaxmed datasets), FILE.npz or tfds:NAME")
+    command.add_argument("--model", help="resnet18, densenet121 or xception")
+    command.add_argument("--size", type=int, help="image side in pixels, where there is a choice")
+    command.add_argument("--stem", help="imagenet, small or auto (small up to 64 px)")
+    command.add_argument("--recipe", default="default", help="default or medmnist")
+    command.add_argument("--epochs", type=int)
+    command.add_argument("--batch-size", type=int)
+    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--seed", type=int)
+    command.add_argument("--dtype", help="float32, bfloat16 or float64")
+    command.add_argument("--early-stopping", type=int, metavar="EPOCHS")
+    command.add_argument("--fetch", help="resident, streamed or auto")
+    command.add_argument(
+        "--class-weights", nargs="+", metavar="W", help="balanced, or one number per class"
+    )
+    command.add_argument(
+        "--augment",
+        nargs="+",
+        metavar="NAME[=VALUE]",
+        help="none, or: flips rotation=DEGREES shift=FRACTION scale=FRACTION intensity=FRACTION",
+    )
+    command.add_argument("--config", type=Path, metavar="JSON", help="settings from a file")
+    command.add_argument("--data-dir", type=Path, help="where data files lie or go")
+    command.add_argument("--out", type=Path, help="run directory")
+    command.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run")
+    command.set_defaults(call=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from flaxmed.evaluation import evaluate_run
+    from flaxmed.training import train
+    from flaxmed.training.rundir import read_config
+
+    if arguments.resume is not None:
+        given = [name for name in ("out", "config", *_SETTINGS) if getattr(arguments, name, None)]
+        if given:
+            raise InputError(
+                "--resume takes its settings from the run; "
+                f"leave out --{given[0].replace('_', '-')}"
+            )
+        config, out = read_config(arguments.resume), arguments.resume
+    else:
+        config, out = _config(arguments), arguments.out
+    run = train(config, out=out, data_dir=arguments.data_dir)
+    print(evaluate_run(run.dir))
+    print(f"\nwritten to {run.dir}")
+
+
+_SETTINGS = (
+    "dataset",
+    "model",
+    "size",
+    "stem",
+    "epochs",
+    "batch_size",
+    "seed",
+    "dtype",
+    "early_stopping",
+    "fetch",
+)
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    import dataclasses
+
+    from flaxmed.training import TrainConfig, parse_augment
+
+    if arguments.config is not None:
+        config = TrainConfig.from_dict(_read_settings(arguments.config))
+    else:
+        config = TrainConfig.from_recipe(arguments.recipe)
+    changes = {
+        name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None
+    }
+    if arguments.learning_rate is not None:
+        changes["optimizer"] = dataclasses.replace(
+            config.optimizer, learning_rate=arguments.learning_rate
+        )
+    if arguments.augment is not None:
+        changes["augment"] = parse_augment(arguments.augment)
+    if arguments.class_weights is not None:
+        changes["class_weights"] = _class_weights(arguments.class_weights)
+    return dataclasses.replace(config, **changes)
+
+
+def _class_weights(words: list[str]) -> Any:
+    if words == ["balanced"]:
+        return "balanced"
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError:
+        raise InputError(
+            f"--class-weights: expected balanced or numbers, got {' '.join(words)}"
+        ) from None
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from None
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser("evaluate", help="metrics and figures of a finished run")
+    command.add_argument("run", type=Path, help="run directory, or a predictions .npz")
+    command.set_defaults(call=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from flaxmed.evaluation import evaluate, evaluate_run
+    from flaxmed.types import Predictions
+
+    if arguments.run.is_dir():
+        print(evaluate_run(arguments.run))
+        print(f"\nwritten to {arguments.run}")
+    else:
+        print(evaluate(Predictions.load(arguments.run)))
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser("compare", help="runs side by side, a column per network")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--out", type=Path, help="also write table and figures to this folder")
+    command.set_defaults(call=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from flaxmed.evaluation import compare_runs, write_comparison
+
+    if arguments.out is None:
+        print(compare_runs(arguments.runs))
+        return
+    print(write_comparison(arguments.runs, arguments.out))
+    print(f"\nwritten to {arguments.out}")
+
+
+def _add_summary(commands: Any) -> None:
+    command = commands.add_parser("summary", help="layers, parameters and multiply-adds")
+    command.add_argument("model", help="resnet18, densenet121 or xception")
+    command.add_argument("--size", type=int, default=224)
+    command.add_argument("--channels", type=int, default=3)
+    command.add_argument("--classes", type=int, default=1000)
+    command.add_argument("--stem", default="imagenet", help="imagenet or small")
+    command.set_defaults(call=_summary)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from flax import nnx
+
+    from flaxmed.models import create_model
+    from flaxmed.summary import summarize
+
+    # shapes alone are wanted: no weight is drawn
+    model = nnx.eval_shape(
+        lambda: create_model(
+            arguments.model,
+            arguments.classes,
+            in_channels=arguments.channels,
+            stem=arguments.stem,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    print(summarize(model, (arguments.size, arguments.size, arguments.channels)))
+
+
+def _add_datasets(commands: Any) -> None:
+    command = commands.add_parser("datasets", help="the data sets that --dataset knows by name")
+    command.add_argument("--data-dir", type=Path, help="where to look for files first")
+    command.set_defaults(call=_datasets)
+
+
+def _datasets(arguments: argparse.Namespace) -> None:
+    from flaxmed.data import list_datasets
+
+    header = ("name", "task", "classes", "channels", "train/val/test", "sizes", "here", "licence")
+    table = [header]
+    for row in list_datasets(arguments.data_dir):
+        info = row.info
+        counts = "/".join(str(row.splits[name]) for name in ("train", "val", "test") if row.splits)
+        sizes = " ".join(map(str, row.sizes)) or "any"
+        here = " ".join(map(str, row.local)) or ("made on the spot" if info.synthetic else "-")
+        counts = counts or "as asked"
+        facts = (info.name, info.task, info.num_classes, info.channels, counts, sizes, here)
+        table.append((*map(str, facts), info.licence))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    print("\nalso: FILE.npz in MedMNIST's layout, and tfds:NAME for a set that TFDS has prepared")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

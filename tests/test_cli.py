@@ -1,0 +1,229 @@
+"""The command line: exit codes, and one clear line for each mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from flaxmed.cli import main
+from flaxmed.types import Predictions
+
+RNG = np.random.default_rng(0)
+
+
+def arrays(size=32, n=8, k=2, **changes):
+    made = {}
+    for split in ("train", "val", "test"):
+        made[f"{split}_images"] = RNG.integers(0, 256, (n, size, size), np.uint8)
+        made[f"{split}_labels"] = (np.arange(n) % k).reshape(n, 1).astype(np.uint8)
+    return {**made, **changes}
+
+
+def save(path, **changes):
+    made = {name: value for name, value in arrays(**changes).items() if value is not None}
+    np.savez_compressed(path, **made)
+    return path
+
+
+def fails(capsys, *words, code=2):
+    """The one line on stderr of a command that must fail with this exit code."""
+    assert main([str(word) for word in words]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flaxmed: error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_version_and_help(capsys):
+    for words in (["--version"], ["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+    assert "Not a medical device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--epochs", "ten"], "--epochs: invalid int value: 'ten'"),
+        (["train", "--dataset", "brestmnist"], "did you mean 'breastmnist'?"),
+        (["train", "--model", "resnet50"], "resnet50"),
+        (["train", "--recipe", "best"], "unknown recipe 'best'; expected one of default, medmnist"),
+        (["train", "--stem", "tiny"], "setting stem: expected 'auto'"),
+        (["train", "--epochs", "0"], "setting epochs: expected a number at least 1, got 0"),
+        (["train", "--augment", "mirror"], "--augment mirror: expected none or flips"),
+        (["train", "--class-weights", "a", "b"], "--class-weights: expected balanced or numbers"),
+        (["train", "--dataset", "breastmnist", "--size", "32"], "28"),
+        (["train", "--resume", "no/such/run"], "no/such/run"),
+        (["train", "--config", "no/such.json"], "no/such.json"),
+        (["evaluate", "no/such/run"], "no/such/run"),
+        (["compare", "no/such/run"], "no/such/run"),
+        (["summary", "resnet50"], "resnet50"),
+        (["summary", "resnet18", "--size", "4"], "at least"),
+        (["summary", "resnet18", "--stem", "big"], "imagenet"),
+    ],
+)
+def test_mistakes_give_one_line_and_code_2(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def truncated(path):
+    data = save(path).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def not_a_zip(path):
+    path.write_text("label,pixel\n1,2\n")
+
+
+def pickled(path):
+    save(path, train_labels=np.array([{"label": 1}] * 8, dtype=object))
+
+
+BAD_FILES = {
+    "truncated": (truncated, "zip"),
+    "not a zip": (not_a_zip, "zip"),
+    "pickled": (pickled, "train_labels"),
+    "missing array": (lambda path: save(path, val_labels=None), "val_labels"),
+    "lengths differ": (lambda path: save(path, test_labels=np.zeros((7, 1), np.uint8)), "test"),
+    "float images": (lambda path: save(path, val_images=np.zeros((8, 32, 32))), "val_images"),
+    "images too flat": (
+        lambda path: save(path, val_images=np.zeros((8, 32), np.uint8)),
+        "val_images",
+    ),
+    "negative label": (
+        lambda path: save(path, test_labels=np.full((8, 1), -1)),
+        "test_labels",
+    ),
+    "label not in training": (
+        lambda path: save(path, classes=np.array(["a", "b"]), val_labels=np.full((8, 1), 9)),
+        "val_labels",
+    ),
+    "empty split": (
+        lambda path: save(
+            path, val_images=np.zeros((0, 32, 32), np.uint8), val_labels=np.zeros((0, 1), np.uint8)
+        ),
+        "val",
+    ),
+    "too small": (lambda path: save(path, size=6), "at least"),
+    "absent": (lambda path: None, "own.npz"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_and_nothing_is_written(capsys, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    make, expected = BAD_FILES[case]
+    make(tmp_path / "own.npz")
+    before = sorted(tmp_path.iterdir())
+    line = fails(capsys, "train", "--dataset", "own.npz", "--stem", "imagenet", "--epochs", "1")
+    assert expected in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_config_file_is_checked_by_key(capsys, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"optimizer": {"learning_rat": 0.1}}))
+    assert "did you mean optimizer.learning_rate?" in fails(capsys, "train", "--config", path)
+    path.write_text("{")
+    assert "not readable as JSON" in fails(capsys, "train", "--config", path)
+
+
+def test_a_wrong_digest_is_refused(capsys, tmp_path):
+    save(tmp_path / "breastmnist.npz", size=28)
+    line = fails(
+        capsys, "train", "--dataset", "breastmnist", "--data-dir", tmp_path, "--out", tmp_path / "o"
+    )
+    assert "750601b1f35ba3300ea97c75c52ff8f6" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_without_network_the_line_says_where_to_put_the_file(capsys, tmp_path):
+    line = fails(
+        capsys, "train", "--dataset", "bloodmnist", "--data-dir", tmp_path, "--out", tmp_path / "o"
+    )
+    assert "bloodmnist.npz" in line
+    assert "phantom" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_datasets_and_summary_print(capsys):
+    assert main(["datasets"]) == 0
+    out = capsys.readouterr().out
+    assert "breastmnist" in out
+    assert "phantom" in out
+    assert main(["summary", "resnet18", "--size", "28", "--stem", "small", "--classes", "9"]) == 0
+    assert "11,173,449" in capsys.readouterr().out
+
+
+def test_evaluate_takes_a_predictions_file(capsys, tmp_path):
+    p = Predictions(labels=[0, 1, 1, 0], logits=[[1, 0], [0, 1], [1, 0], [2, 0]], task="binary")
+    p.save(tmp_path / "test.npz")
+    assert main(["evaluate", str(tmp_path / "test.npz")]) == 0
+    assert "0.75" in capsys.readouterr().out
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    assert "bad.npz" in fails(capsys, "evaluate", tmp_path / "bad.npz")
+
+
+@pytest.mark.slow
+def test_train_interrupt_resume_evaluate_compare(tmp_path):
+    """The whole path by hand: a run is stopped by Ctrl-C, resumed as its last line says."""
+    save(tmp_path / "own.npz", n=64)
+    command = [sys.executable, "-m", "flaxmed.cli"]
+    words = [
+        "train",
+        "--dataset",
+        "own.npz",
+        "--stem",
+        "imagenet",
+        "--epochs",
+        "40",
+        "--batch-size",
+        "8",
+        "--out",
+        "run",
+    ]
+    process = subprocess.Popen(
+        [*command, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+    )
+    limit = time.monotonic() + 240
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < limit:
+        time.sleep(0.2)
+    while not (tmp_path / "run" / "metrics.jsonl").read_text() and time.monotonic() < limit:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 130, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("flaxmed: SIGINT at step ")
+    resume = last.split("flaxmed train ")[1].split()
+    assert resume == ["--resume", "run"]
+    # one more epoch is enough to see that it goes on
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    config["epochs"] = done + 1
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for follow in (["train", *resume], ["evaluate", "run"], ["compare", "run", "--out", "table"]):
+        done_process = subprocess.run(
+            [*command, *follow], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
+        assert done_process.returncode == 0, done_process.stderr
+    assert (tmp_path / "table" / "comparison.csv").exists()
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_closed_pipe_is_no_error():
+    code = "import sys; from flaxmed.cli import main; sys.exit(main(['datasets']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
