@@ -246,6 +246,34 @@ def test_operations_map_and_compile_alike():
         np.testing.assert_allclose(mapped[i], gradient(x[i], kernel[i]), rtol=1e-4, atol=1e-4)
 
 
+def two_devices() -> jax.sharding.NamedSharding:
+    if jax.device_count() < 2:
+        pytest.skip("one device")
+    mesh = jax.make_mesh((2,), ("data",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+
+def test_operations_on_a_sharded_batch():
+    def f(x, wide, depthwise, pointwise, narrow):
+        x = conv2d(x, wide, padding=1)
+        x = max_pool(x, window=3, stride=2, padding="SAME")
+        x = conv2d(x, depthwise, padding=1, groups=40)
+        x = avg_pool(conv2d(x, pointwise), window=2)
+        return conv2d(x, narrow, stride=2, padding=1)
+
+    with x64("float64"):
+        shapes = (3, 3, 3, 40), (3, 3, 1, 40), (1, 1, 40, 24), (3, 3, 24, 8)
+        kernels = [normal(i, shape, "float64") for i, shape in enumerate(shapes)]
+        x = normal(9, (4, 20, 20, 3), "float64")
+        sharded = jax.device_put(x, two_devices())
+        for a, b in zip(
+            value_and_gradients(f, sharded, *kernels),
+            value_and_gradients(f, x, *kernels),
+            strict=True,
+        ):
+            assert relative_error(a, b) < 1e-12
+
+
 # --- BatchNorm ------------------------------------------------------------------------------------
 
 
@@ -386,10 +414,7 @@ def test_bfloat16_keeps_float32_statistics():
 
 
 def test_statistics_are_those_of_the_whole_sharded_batch():
-    if jax.device_count() < 2:
-        pytest.skip("one device")
-    mesh = jax.make_mesh((2,), ("data",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    sharding = two_devices()
     x = normal(0, (8, 4, 4, 5), "float32") + jnp.arange(8.0)[:, None, None, None]
     one, two = random_norm(TORCH), random_norm(TORCH)
     one.train(), two.train()

@@ -23,6 +23,7 @@ from flaxmed.models import (
     xception,
 )
 from flaxmed.models.densenet import DENSENET121, DenseNetConfig
+from flaxmed.models.initializers import variance_scaling
 from flaxmed.models.layers import BatchNorm
 from flaxmed.models.resnet import RESNET18, ResNetConfig
 from flaxmed.models.xception import XceptionConfig
@@ -372,7 +373,7 @@ def test_lowerings_agree(network, stem):
         x = images(3, 36, dtype="float64")
 
         def loss(params, x):
-            model = nnx.merge(graphdef, params, rest)
+            model = nnx.merge(graphdef, params, rest, copy=True)
             logits = model(x)
             return jnp.sum(jnp.sin(logits)), logits
 
@@ -444,6 +445,20 @@ def test_initial_values_of_xception():
     assert not model.classifier.bias[...].any()
 
 
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+def test_variance_scaling_is_that_of_jax(mode, distribution):
+    shape, key = (3, 3, 64, 256), jax.random.key(0)  # two and a quarter chunks
+    ours = variance_scaling(1.5, mode, distribution)(key, shape)
+    theirs = jax.nn.initializers.variance_scaling(1.5, mode, distribution)(key, shape)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+    quantiles = np.linspace(0.01, 0.99, 25)
+    a, b = (np.quantile(values, quantiles) for values in (ours, theirs))
+    np.testing.assert_allclose(a, b, atol=0.01 * float(theirs.std()) * 2)
+    assert np.unique(ours).size > 0.98 * ours.size  # no chunk is drawn twice
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_initial_norms_and_seeds(network):
     def make(seed):
@@ -459,6 +474,8 @@ def test_initial_norms_and_seeds(network):
     first, again, other = (jax.tree.leaves(nnx.state(m)) for m in (model, make(0), make(1)))
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert not all((a == b).all() for a, b in zip(first, other, strict=True))
+    traced = jax.tree.leaves(nnx.state(nnx.jit(make, static_argnums=0)(0)))
+    assert all(np.allclose(a, b, rtol=1e-6) for a, b in zip(first, traced, strict=True))
 
 
 # --- The two Xceptions ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.initializers import torch_linear_init, variance_scaling, zeros
 from flaxmed.models.layers import (
     BatchNorm,
     BatchNormConfig,
@@ -26,11 +27,10 @@ from flaxmed.models.layers import (
     check_images,
     check_network,
     max_pool,
-    torch_linear_init,
 )
 
 # torchvision densenet.py: nn.init.kaiming_normal_(m.weight), whose default is fan_in, gain sqrt(2).
-conv_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+conv_init = variance_scaling(2.0, "fan_in", "normal")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class DenseNet(nnx.Module):
             width,
             num_classes,
             kernel_init=torch_linear_init(width),
-            bias_init=nnx.initializers.zeros_init(),
+            bias_init=zeros,
             dtype=dtype,
             rngs=rngs,
         )

@@ -16,24 +16,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.initializers import Initializer, torch_linear_init, variance_scaling
 from flaxmed.models.layers import (
     BatchNorm,
     BatchNormConfig,
     Classifier,
     Conv,
     ConvNorm,
-    Initializer,
     check_images,
     check_network,
     max_pool,
-    torch_linear_init,
 )
 
 CONV_INITS = {
     # torchvision resnet.py: nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu").
-    "imagenet": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "imagenet": variance_scaling(2.0, "fan_out", "normal"),
     # MedMNIST models.py leaves torch.nn.Conv2d as drawn: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-    "small": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "small": variance_scaling(1 / 3, "fan_in", "uniform"),
 }
 
 

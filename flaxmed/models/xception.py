@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.initializers import variance_scaling, zeros
 from flaxmed.models.layers import (
     BatchNorm,
     BatchNormConfig,
@@ -32,7 +33,7 @@ from flaxmed.models.layers import (
 # Keras Conv2D, SeparableConv2D (depthwise and pointwise) and Dense: kernel_initializer
 # "glorot_uniform". Keras counts a depthwise kernel [3, 3, C, 1] as fan_in 9C and fan_out 9, here
 # [3, 3, 1, C] has them exchanged, and Glorot takes their sum.
-conv_init = nnx.initializers.glorot_uniform()
+conv_init = variance_scaling(1.0, "fan_avg", "uniform")
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Xception(nnx.Module):
             third,
             num_classes,
             kernel_init=conv_init,
-            bias_init=nnx.initializers.zeros_init(),
+            bias_init=zeros,
             **options,
         )
 

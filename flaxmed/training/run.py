@@ -31,6 +31,10 @@ class Run:
         predictions: by split name, ``val`` and ``test``.
         history: one row of metrics per epoch, as in ``metrics.jsonl``.
         summary: as in ``run.json``: parameters, training time, the best epoch.
+
+    Example:
+        >>> [field.name for field in dataclasses.fields(Run)]
+        ['dir', 'config', 'model', 'predictions', 'history', 'summary']
     """
 
     dir: Path
