@@ -156,18 +156,17 @@ def _config(arguments: argparse.Namespace) -> Any:
         config = TrainConfig.from_dict(_read_settings(arguments.config))
     else:
         config = TrainConfig.from_recipe(arguments.recipe)
-    changes = {
-        name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None
-    }
+    values = config.to_dict()
+    for name in _SETTINGS:
+        if getattr(arguments, name) is not None:
+            values[name] = getattr(arguments, name)
     if arguments.learning_rate is not None:
-        changes["optimizer"] = dataclasses.replace(
-            config.optimizer, learning_rate=arguments.learning_rate
-        )
+        values["optimizer"]["learning_rate"] = arguments.learning_rate
     if arguments.augment is not None:
-        changes["augment"] = parse_augment(arguments.augment)
+        values["augment"] = dataclasses.asdict(parse_augment(arguments.augment))
     if arguments.class_weights is not None:
-        changes["class_weights"] = _class_weights(arguments.class_weights)
-    return dataclasses.replace(config, **changes)
+        values["class_weights"] = _class_weights(arguments.class_weights)
+    return TrainConfig.from_dict(values)
 
 
 def _class_weights(words: list[str]) -> Any:
@@ -263,7 +262,7 @@ def _datasets(arguments: argparse.Namespace) -> None:
     from flaxmed.data import list_datasets
 
     header = ("name", "task", "classes", "channels", "train/val/test", "sizes", "here", "licence")
-    table = [header]
+    table: list[tuple[str, ...]] = [header]
     for row in list_datasets(arguments.data_dir):
         info = row.info
         counts = "/".join(str(row.splits[name]) for name in ("train", "val", "test") if row.splits)

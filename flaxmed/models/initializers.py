@@ -55,7 +55,8 @@ def variance_scaling(scale: float, mode: str, distribution: str) -> Initializer:
 
     Example:
         >>> he = variance_scaling(2.0, "fan_in", "normal")
-        >>> float(he(jax.random.key(0), (3, 3, 64, 64)).std().round(3))  # sqrt(2 / (9 * 64))
+        >>> values = he(jax.random.key(0), (3, 3, 64, 64))
+        >>> round(float(values.std()), 3)  # sqrt(2 / (9 * 64))
         0.059
     """
 

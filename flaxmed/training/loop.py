@@ -207,7 +207,7 @@ def default_dir(config: TrainConfig, info: DatasetInfo) -> Path:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs in ``~/.cache/flaxmed/xla``, unless a place was set already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "flaxmed" / "xla"))
 

@@ -103,9 +103,10 @@ def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module
     Raises:
         InputError: unknown network, or images that are too small for it.
     """
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+    x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    if config.dtype == "float64" and not x64:
         raise InputError("setting dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
-    model = create_model(
+    model: Any = create_model(  # Any: what it carries is not part of a bare network
         config.model,
         info.num_classes,
         in_channels=info.channels,
@@ -122,11 +123,9 @@ def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module
 
 def init_weights(model: nnx.Module) -> dict[str, Any]:
     """The network's parameters and statistics, as a checkpoint of the best epoch holds them."""
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return {
-        "params": nnx.to_pure_dict(params),
-        "batch_stats": nnx.to_pure_dict(batch_stats),
-    }
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = (nnx.to_pure_dict(state) for state in states)
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def load_into(model: nnx.Module, weights: TrainState | Mapping[str, Any]) -> None:

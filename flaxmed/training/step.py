@@ -101,8 +101,8 @@ def init_state(
     Raises:
         ValueError: the model holds variables that are neither parameters nor batch statistics.
     """
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = (nnx.to_pure_dict(state) for state in states)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
