@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import flaxmed
 from flaxmed.cli import main
 from flaxmed.types import Predictions
 
@@ -193,13 +195,17 @@ def test_train_interrupt_resume_evaluate_compare(tmp_path):
         "--out",
         "run",
     ]
+    # the copy of flaxmed that is tested, wherever the command runs
+    home = {"PYTHONPATH": str(Path(flaxmed.__file__).parents[1])}
+    options = {"cwd": tmp_path, "env": {**os.environ, **home}, "text": True}
     process = subprocess.Popen(
-        [*command, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+        [*command, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options
     )
+    metrics = tmp_path / "run" / "metrics.jsonl"
     limit = time.monotonic() + 240
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < limit:
-        time.sleep(0.2)
-    while not (tmp_path / "run" / "metrics.jsonl").read_text() and time.monotonic() < limit:
+    while process.poll() is None and time.monotonic() < limit:
+        if metrics.exists() and metrics.read_text():
+            break
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
@@ -215,7 +221,7 @@ def test_train_interrupt_resume_evaluate_compare(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     for follow in (["train", *resume], ["evaluate", "run"], ["compare", "run", "--out", "table"]):
         done_process = subprocess.run(
-            [*command, *follow], cwd=tmp_path, capture_output=True, text=True, timeout=240
+            [*command, *follow], capture_output=True, timeout=240, **options
         )
         assert done_process.returncode == 0, done_process.stderr
     assert (tmp_path / "table" / "comparison.csv").exists()

@@ -249,7 +249,7 @@ def test_operations_map_and_compile_alike():
 def two_devices() -> jax.sharding.NamedSharding:
     if jax.device_count() < 2:
         pytest.skip("one device")
-    mesh = jax.make_mesh((2,), ("data",))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
 

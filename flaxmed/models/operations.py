@@ -95,10 +95,9 @@ def conv2d(
         >>> conv2d(jnp.ones((1, 5, 5, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID")[0, 0, 0]
         Array([9.], dtype=float32)
     """
-    size, window = x.shape[1:3], kernel.shape[:2]
-    pads = resolve_padding(padding, size, window, stride)
-    channels = (x.shape[3], kernel.shape[3])
-    g = ConvWindow(size, window, stride, pads, channels, groups)
+    (_, h, w, c), (kh, kw, _, o) = x.shape, kernel.shape
+    pads = resolve_padding(padding, (h, w), (kh, kw), stride)
+    g = ConvWindow((h, w), (kh, kw), stride, pads, (c, o), groups)
     if _lowering == "xla":
         return _xla_conv(g, x, kernel)
     return _conv(g, x, kernel)
@@ -170,7 +169,7 @@ def max_pool(
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
-    size, windows = x.shape[1:3], (window, window)
+    size, windows = (x.shape[1], x.shape[2]), (window, window)
     g = Window(size, windows, stride, resolve_padding(padding, size, windows, stride))
     return _xla_max_pool(g, x) if _lowering == "xla" else _max_pool(g, x)
 
@@ -217,8 +216,7 @@ def avg_pool(x: Float[Array, "n h w c"], *, window: int) -> Float[Array, "n oh o
         Array([[ 2.5,  4.5],
                [10.5, 12.5]], dtype=float32)
     """
-    windows = (window, window)
-    g = Window(x.shape[1:3], windows, window, ((0, 0), (0, 0)))
+    g = Window((x.shape[1], x.shape[2]), (window, window), window, ((0, 0), (0, 0)))
     return _xla_avg_pool(g, x) if _lowering == "xla" else _avg_pool(g, x)
 
 

@@ -140,12 +140,12 @@ class ResNet(nnx.Module):
         kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
         self.stem = ConvNorm(in_channels, width, kernel, stride=stride, padding=padding, **options)
         for i, (size, out_width) in enumerate(zip(config.stage_sizes, config.widths, strict=True)):
-            blocks = nnx.List([])
+            blocks = []
             for j in range(size):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(BasicBlock(width, out_width, stride=stride, **options))
                 width = out_width
-            setattr(self, f"stage{i + 1}", blocks)
+            setattr(self, f"stage{i + 1}", nnx.List(blocks))
         linear_init = torch_linear_init(width)
         self.classifier = Classifier(
             width,
