@@ -89,21 +89,24 @@ def conv_lowering(g: ConvWindow) -> Lowering:
     # One tap, 14x14, 728 to 728: forward 311 -> 115, forward and backward 1918 -> 315.
     if g.window == (1, 1) and g.pads == ((0, 0), (0, 0)):
         return row(_pointwise, _pointwise_input_grad, _pointwise_kernel_grad)
-    # Kernel gradient of what is left: as many columns of patches as the narrower side needs.
-    if g.stride == 1 and 2 * o <= c:
-        # The output gradient is narrower. 128 to 32: 28x28 550 -> 104, 14x14 28 -> 10, 7x7 7 -> 2.
+    narrowing = g.stride == 1 and 2 * o <= c
+    tiny, small = math.prod(g.out) <= 4, math.prod(g.out) <= 64
+    if narrowing:
+        # The output gradient's patches are the smaller matrix. 128 to 32: 28x28 550 -> 104,
+        # 14x14 28 -> 10, 7x7 7 -> 2.
         kernel_grad = _kernel_grad_by_gradient_patches
     elif c * len(g.taps) <= 288:
         # The image is narrow, as in the stems. 7x7 stride 2, 64x64x3 to 64: 229 -> 26.
         kernel_grad = _kernel_grad_by_image_patches
-    elif math.prod(g.out) <= 64:
+    elif small:
         kernel_grad = _products_kernel_grad
     else:
         # 28x28, 64 to 64: 302 to 591 -> 101 to 124.
         kernel_grad = _kernel_grad_by_shifted_products
-    # Small maps, forward and input gradient. 2x2, 512 to 512: 808 -> 9, 2405 -> 15; 4x4 to 2x2,
-    # 256 to 512: input gradient 507 -> 9; 7x7, 256 to 256 (batch 32): 27 -> 19, 28 -> 21.
-    if math.prod(g.out) <= 64:
+    # Forward and input gradient, tiny maps. 2x2, 512 to 512: 808 -> 9, 2405 -> 15; 4x4 to 2x2,
+    # 256 to 512: input gradient 507 -> 9. Small maps: 7x7, 256 to 256 (batch 32): 27 -> 19,
+    # 28 -> 21; but 128 to 32: even, and DenseNet-121 has forty of these to compile.
+    if tiny or (small and not narrowing):
         return row(_products, _products_input_grad, kernel_grad)
     # At 28x28, 64 to 64 (batch 32) XLA's 33 and 35 stand against 101 and 106.
     return row(kernel_grad=kernel_grad)

@@ -63,7 +63,7 @@ DENSENET121 = DenseNetConfig(
 
 
 class DenseLayer(nnx.Module):
-    """BN-ReLU-1x1, BN-ReLU-3x3, appended to its input."""
+    """BN-ReLU-1x1, BN-ReLU-3x3: the channels that a layer adds to those before it."""
 
     def __init__(self, in_channels: int, *, config: DenseNetConfig, dtype: Any, rngs: nnx.Rngs):
         options: dict[str, Any] = dict(kernel_init=conv_init, dtype=dtype, rngs=rngs)
@@ -76,9 +76,8 @@ class DenseLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        new = self.conv1(jax.nn.relu(self.norm1(x, mask)))
-        new = self.conv2(jax.nn.relu(self.norm2(new, mask)))
-        return jnp.concatenate([x, new], axis=-1)
+        x = self.conv1(jax.nn.relu(self.norm1(x, mask)))
+        return self.conv2(jax.nn.relu(self.norm2(x, mask)))
 
 
 class Transition(nnx.Module):
@@ -208,9 +207,12 @@ class DenseNet(nnx.Module):
         for i in range(len(self.config.stage_sizes)):
             if i > 0:
                 x = maps[f"transition{i}"] = getattr(self, f"transition{i}")(x, mask)
+            # From the list itself, not from the last concatenation: the gradients of a chain of
+            # concatenations fuse into programs that take XLA minutes to compile.
+            features = [x]
             for layer in getattr(self, f"stage{i + 1}"):
-                x = layer(x, mask)
-            maps[f"stage{i + 1}"] = x
+                features.append(layer(jnp.concatenate(features, axis=-1), mask))
+            x = maps[f"stage{i + 1}"] = jnp.concatenate(features, axis=-1)
         maps["final"] = jax.nn.relu(self.norm(x, mask))
         return maps
 

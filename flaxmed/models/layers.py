@@ -184,7 +184,7 @@ class BatchNorm(nnx.Module):
         # Two passes: E[x^2] - E[x]^2 cancels. No gradient passes from the variance to the mean: it
         # is the sum of the centred values, which is zero.
         centred = x - lax.stop_gradient(mean)
-        var = jnp.sum(centred * centred, (0, 1, 2), where=rows) / at_least_one
+        var = jnp.sum(lax.square(centred), (0, 1, 2), where=rows) / at_least_one
 
         stored = var * (count / jnp.maximum(count - 1, 1)) if self.config.unbiased else var
         step = jnp.where(count > 0, 1 - self.config.momentum, 0).astype(x.dtype)
