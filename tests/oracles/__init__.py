@@ -1,0 +1,1 @@
+"""Reference implementations of the three networks, and the comparison of flaxmed with them."""

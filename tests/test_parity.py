@@ -1,0 +1,233 @@
+"""flaxmed beside torchvision, timm and Keras: same weights, same images, every number compared.
+
+The references are test-only. Where they are not installed these tests skip, unless
+FLAXMED_REQUIRE_ORACLES=1; tests/test_golden.py keeps the comparison alive without them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from oracles import cases, compare
+from oracles.cases import CASES
+from oracles.compare import (
+    FLOAT64_TOLERANCE,
+    LOGITS_TOLERANCE,
+    Comparison,
+    check,
+    require,
+    smallest_norm,
+)
+
+from flaxmed.models.layers import BatchNorm
+
+EVALUATED = [
+    pytest.param(name, channels, size, id=f"{name}-{channels}-{size}")
+    for name, case in CASES.items()
+    for channels in (1, 3)
+    for size in case.sizes
+]
+# A second reference for DenseNet-121 that differs in two constants: one training run says it all.
+TRAINED = [
+    pytest.param(name, channels, id=f"{name}-{channels}")
+    for name in CASES
+    for channels in ((3,) if name == "densenet121-keras" else (1, 3))
+]
+
+
+# One test holds all checks of one run, so that a network is compiled once wherever it is scheduled.
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "channels", "size"), EVALUATED)
+def test_evaluation(name, channels, size):
+    """Logits and every named map in float64, and the logits in float32."""
+    require(CASES[name].package)
+    comparison = Comparison(name, channels, size)
+    check(comparison.evaluation(), FLOAT64_TOLERANCE)
+    check(comparison.evaluation_float32(), LOGITS_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "channels"), TRAINED)
+def test_training(name, channels):
+    """A training step and five of SGD with momentum, in float64, at the smallest size.
+
+    Of the running variance torch stores the unbiased one and Keras the biased one: the networks'
+    configurations say which, so that nothing has to be excused here.
+    """
+    require(CASES[name].package)
+    comparison = Comparison(name, channels)
+    check(comparison.training_logits(), FLOAT64_TOLERANCE)
+    check(comparison.statistics(), FLOAT64_TOLERANCE)
+    check(comparison.gradients(), FLOAT64_TOLERANCE)
+    # no gradient is so small that it would be excused as zero but for rounding
+    assert smallest_norm(comparison.their_step.gradients) > compare.FLOOR
+    check(comparison.sgd(), FLOAT64_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_float32_gradients_are_as_good_as_the_references_own(name):
+    require(CASES[name].package)
+    Comparison(name).gradients_float32().check()
+
+
+# ------------------------------------------------------------------------------- parameter counts
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("channels", "classes"), [(3, 1000), (1, 2)])
+def test_parameter_counts(name, channels, classes):
+    case = CASES[name]
+    require(case.package)
+    if case.package == "keras":
+        reference: Any = compare.keras_reference.KerasReference(
+            case, channels, np.float32, case.sizes[0], classes
+        )
+    else:
+        reference = compare.torch_reference.TorchReference(case, channels, np.float32, classes)
+    model = case.build(channels, np.float32, num_classes=classes)
+    statistics = {path for path in cases.shapes(model) if path.endswith((".mean", ".var"))}
+    counts = {path: int(np.prod(shape)) for path, shape in cases.shapes(model).items()}
+    assert sum(counts[path] for path in set(counts) - statistics) == reference.parameter_count
+
+
+# --------------------------------------------------------- the comparisons can be seen to fail
+
+NETWORKS = ["resnet18-torchvision", "densenet121-torchvision", "xception-timm", "xception-keras"]
+
+
+@pytest.fixture(params=NETWORKS)
+def intact(request):
+    require(CASES[request.param].package)
+    return Comparison(request.param)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    require("torchvision")
+    return Comparison("resnet18-torchvision")
+
+
+@pytest.fixture
+def retrace(monkeypatch):
+    """Compiles anew, so that what a test breaks takes effect."""
+    compiled = cases.compiled.__wrapped__
+
+    @functools.cache
+    def fresh(function, dtype):
+        return compiled(lambda *inputs: function(*inputs), dtype)
+
+    monkeypatch.setattr(cases, "compiled", fresh)
+
+
+def altered(case, *, bn=None, **changes):
+    """The case with another configuration."""
+    config = case.options["config"]
+    config = dataclasses.replace(config, **changes)
+    config = dataclasses.replace(config, bn=dataclasses.replace(config.bn, **(bn or {})))
+    return dataclasses.replace(case, options={**case.options, "config": config})
+
+
+def refused(deviations, tolerance=FLOAT64_TOLERANCE):
+    with pytest.raises(AssertionError, match="beyond"):
+        check(deviations, tolerance)
+    return deviations
+
+
+@pytest.mark.slow
+def test_a_dropped_relu_and_another_epsilon_are_noticed(intact, retrace, monkeypatch):
+    """Ten per cent more epsilon; and one ReLU left out, half-way through the network."""
+    epsilon = intact.case.options["config"].bn.epsilon
+    refused(intact.beside(altered(intact.case, bn={"epsilon": 1.1 * epsilon})).evaluation())
+
+    relu, calls, drop = jax.nn.relu, [], 0
+
+    def leaky(x):
+        calls.append(x)
+        return x if len(calls) == drop else relu(x)
+
+    monkeypatch.setattr(jax.nn, "relu", leaky)
+    inputs = np.zeros((1, intact.size, intact.size, 3), np.float32)
+    jax.eval_shape(intact.case.build(3, np.float32), inputs)
+    drop = len(calls) // 2
+    calls.clear()
+    assert drop > 5
+    assert refused(intact.evaluation())["logits"] > 1e-3
+
+
+@pytest.mark.slow
+def test_another_padding_of_the_pools_is_noticed():
+    require("timm")
+    intact = Comparison("xception-timm")
+    deviations = refused(intact.beside(altered(intact.case, pool_padding="SAME")).evaluation())
+    assert deviations["stem"] <= FLOAT64_TOLERANCE < deviations["final"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"unbiased": False}, {"momentum": 0.89}], ids=str)
+def test_other_running_statistics_are_noticed(resnet, change):
+    other = resnet.beside(altered(resnet.case, bn=change))
+    check(other.training_logits(), FLOAT64_TOLERANCE)
+    refused(other.statistics())
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_is_noticed(resnet, retrace, monkeypatch):
+    """Batch statistics taken for constants: the same outputs, other gradients."""
+    statistics = BatchNorm._batch_statistics
+    monkeypatch.setattr(
+        BatchNorm,
+        "_batch_statistics",
+        lambda *inputs: lax.stop_gradient(statistics(*inputs)),
+    )
+    other = resnet.beside(resnet.case)
+    check(other.training_logits(), FLOAT64_TOLERANCE)
+    refused(other.gradients())
+
+
+@pytest.mark.slow
+def test_another_optimiser_is_noticed(resnet, retrace, monkeypatch):
+    their_sgd = resnet.their_sgd
+    monkeypatch.setattr(cases, "MOMENTUM", 0.89)
+    other = resnet.beside(resnet.case)
+    assert other.their_sgd is their_sgd
+    refused(other.sgd())
+
+
+@pytest.mark.slow
+def test_exchanged_tensors_are_noticed(resnet, monkeypatch):
+    one, two = "layer1.0.bn1.weight", "layer1.0.bn2.weight"
+    weights, intact_evaluation = resnet.weights, resnet.their_evaluation
+    other = resnet.beside(resnet.case)
+    other.weights = weights | {one: weights[two], two: weights[one]}
+    assert other.their_evaluation is intact_evaluation
+    refused(other.evaluation())
+
+
+@pytest.mark.slow
+def test_lower_precision_is_noticed(resnet):
+    """bfloat16 instead of float32: beyond the tolerance of the logits and of the gradients."""
+    half = dataclasses.replace(resnet.case, options={**resnet.case.options, "dtype": jnp.bfloat16})
+    refused(resnet.beside(half).evaluation_float32(), LOGITS_TOLERANCE)
+    with pytest.raises(AssertionError, match="beyond"):
+        resnet.beside(half).gradients_float32().check()
+
+
+def test_a_missing_reference_skips_or_fails(monkeypatch):
+    def absent():
+        raise ImportError("No module named 'torch'")
+
+    monkeypatch.setattr(compare.torch_reference, "import_packages", absent)
+    monkeypatch.setenv("FLAXMED_REQUIRE_ORACLES", "0")
+    with pytest.raises(pytest.skip.Exception, match="torchvision cannot be imported: No module"):
+        require("torchvision")
+    monkeypatch.setenv("FLAXMED_REQUIRE_ORACLES", "1")
+    with pytest.raises(pytest.fail.Exception, match="timm cannot be imported: No module"):
+        require("timm")
