@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_convolution_equals_lax(case, dtype):
     h, w, c, o, k, stride, padding, groups = CONVOLUTIONS[case]
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     with x64(dtype):
-        x, kernel = normal(0, (3, h, w, c), dtype), normal(1, (k, k, c // groups, o), dtype)
+        x, kernel = normal(0, (4, h, w, c), dtype), normal(1, (k, k, c // groups, o), dtype)
         ours = value_and_gradients(
             lambda x, k: conv2d(x, k, stride=stride, padding=padding, groups=groups), x, kernel
         )
@@ -131,6 +132,25 @@ def test_convolution_equals_lax(case, dtype):
         for a, b in zip(ours, oracle, strict=True):
             assert a.dtype == b.dtype == jnp.dtype(dtype)
             assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("n", [1, 4, 6, 7])
+@pytest.mark.parametrize("case", ["dense, narrowing, asymmetric", "dense, wide, stride 2, SAME"])
+def test_blocks_of_images_add_up(monkeypatch, case, n):
+    # Room for two images at most: 7 is then taken one by one, and 1 not divided.
+    h, w, c, o, k, stride, padding, _ = CONVOLUTIONS[case]
+    pads = resolve_padding(padding, (h, w), (k, k), stride)
+    g = ConvWindow((h, w), (k, k), stride, pads, (c, o), 1)
+    with x64("float64"):
+        x, dy = normal(0, (n, h, w, c), "float64"), normal(1, (n, *g.out, o), "float64")
+        kernel = jnp.zeros((k, k, c, o))
+        kernel_grad = cpu.conv_lowering(g).kernel_grad
+        whole = kernel_grad(dy, x, kernel)
+        per_image = math.prod(g.size if o < c else g.out) * k * k * min(c, o)
+        monkeypatch.setattr(cpu, "_PATCHES_IN_CACHE", 3 * per_image - 1)
+        assert "scan" not in str(jax.make_jaxpr(kernel_grad)(dy[:1], x[:1], kernel))
+        assert ("scan" in str(jax.make_jaxpr(kernel_grad)(dy, x, kernel))) == (n > 1)
+        assert relative_error(kernel_grad(dy, x, kernel), whole) < 1e-13
 
 
 def test_the_grid_reaches_every_lowering():

@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from flaxmed.models.window import ConvWindow, Pads, Window, cropped_taps
+
+_PATCHES_IN_CACHE = 2**20  # values: 4 MB in float32
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -92,21 +95,20 @@ def conv_lowering(g: ConvWindow) -> Lowering:
     narrowing = g.stride == 1 and 2 * o <= c
     tiny, small = math.prod(g.out) <= 4, math.prod(g.out) <= 64
     if narrowing:
-        # The output gradient's patches are the smaller matrix. 128 to 32: 28x28 550 -> 104,
-        # 14x14 28 -> 10, 7x7 7 -> 2.
+        # The output gradient's patches are the smaller matrix. 128 to 32: 28x28 213 -> 101,
+        # 14x14 26 -> 18, 7x7 4.7 -> 3.7.
         kernel_grad = _kernel_grad_by_gradient_patches
-    elif c * len(g.taps) <= 288:
-        # The image is narrow, as in the stems. 7x7 stride 2, 64x64x3 to 64: 229 -> 26.
-        kernel_grad = _kernel_grad_by_image_patches
-    elif small:
+    elif small and c >= 32:
+        # 7x7, 256 to 256 (batch 32): 32 -> 25.
         kernel_grad = _products_kernel_grad
     else:
-        # 28x28, 64 to 64: 302 to 591 -> 101 to 124.
-        kernel_grad = _kernel_grad_by_shifted_products
+        # 28x28, 64 to 64: 312 -> 99 (nine products: 186); 14x14, 128 to 128: 108 -> 76; 28x28 to
+        # 14x14, 64 to 128: 64 -> 36. The stems: 28x28x3 8 -> 6, 64x64x3 7x7 stride 2 140 -> 43.
+        kernel_grad = _kernel_grad_by_image_patches
     # Forward and input gradient, tiny maps. 2x2, 512 to 512: 808 -> 9, 2405 -> 15; 4x4 to 2x2,
     # 256 to 512: input gradient 507 -> 9. Small maps: 7x7, 256 to 256 (batch 32): 27 -> 19,
     # 28 -> 21; but 128 to 32: even, and DenseNet-121 has forty of these to compile.
-    if tiny or (small and not narrowing):
+    if tiny or (small and c >= 32 and not narrowing):
         return row(_products, _products_input_grad, kernel_grad)
     # At 28x28, 64 to 64 (batch 32) XLA's 33 and 35 stand against 101 and 106.
     return row(kernel_grad=kernel_grad)
@@ -220,25 +222,48 @@ def _place(part: Array, first: tuple[int, int], size: tuple[int, int], dilation:
     return _pad(part, (rows, columns), dilation=dilation)
 
 
-def _kernel_grad_by_shifted_products(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
-    padded = _pad(x, g.pads)
-    dk = [_matmul_over_pixels(_shifted(padded, i, j, g.out, g.stride), dy) for i, j in g.taps]
-    return jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
-
-
 def _kernel_grad_by_image_patches(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
-    padded = _pad(x, g.pads)
-    patches = jnp.concatenate([_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps], -1)
-    return _matmul_over_pixels(patches, dy).reshape(kernel.shape).astype(kernel.dtype)
+    def product(x: Array, dy: Array) -> Array:
+        padded = _pad(x, g.pads)
+        patches = [_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
+        return _matmul_over_pixels(jnp.concatenate(patches, -1), dy)  # [kh * kw * c, o]
+
+    size = math.prod(g.out) * len(g.taps) * g.channels[0]
+    return _sum_over_blocks(product, x, dy, size).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _kernel_grad_by_gradient_patches(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
-    spread = _spread_gradient(g, dy)
     kh, kw = g.window
-    patches = [_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) for i, j in g.taps]
-    dk = _matmul_over_pixels(x, jnp.concatenate(patches, -1))  # [c, kh * kw * o]
+
+    def product(x: Array, dy: Array) -> Array:
+        spread = _spread_gradient(g, dy)
+        patches = [_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) for i, j in g.taps]
+        return _matmul_over_pixels(x, jnp.concatenate(patches, -1))  # [c, kh * kw * o]
+
     c, o = g.channels
+    dk = _sum_over_blocks(product, x, dy, math.prod(g.size) * len(g.taps) * o)
     return dk.reshape(c, kh, kw, o).transpose(1, 2, 0, 3).astype(kernel.dtype)
+
+
+def _sum_over_blocks(
+    product: Callable[[Array, Array], Array], x: Array, dy: Array, patches_size: int
+) -> Array:
+    """The sum of ``product(x, dy)`` over blocks of images whose patches stay in the cache.
+
+    Written for all images at once, the patches cost more in fresh memory than the product does.
+    """
+    n = x.shape[0]
+    fits = max(1, _PATCHES_IN_CACHE // patches_size)
+    block = max(size for size in range(1, n + 1) if n % size == 0 and size <= fits)
+    if block == n:
+        return product(x, dy)
+    x, dy = (a.reshape(n // block, block, *a.shape[1:]) for a in (x, dy))
+    zeros = jnp.zeros_like(jax.eval_shape(product, x[0], dy[0]))
+
+    def add(total: Array, operands: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + product(*operands), None
+
+    return lax.scan(add, zeros, (x, dy))[0]
 
 
 # --- Pools ----------------------------------------------------------------------------------------
