@@ -11,6 +11,7 @@ from flax import nnx
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
+from flaxmed.models.layers import BatchNorm
 from flaxmed.models.resnet import RESNET18, ResNet, ResNetConfig
 from flaxmed.training import AugmentConfig, Interrupted, OptimizerConfig, TrainConfig
 from flaxmed.training import loop as loop_module
@@ -84,6 +85,14 @@ def test_a_run_writes_what_a_reader_needs(data, tmp_path):
         assert len(set(p.image_sha256)) == len(split)
         ideal = flaxmed.Predictions.load(run.dir / "predictions" / f"ideal_{name}.npz")
         np.testing.assert_allclose(ideal.probabilities, data.ideal[name], rtol=1e-9)
+
+
+def test_the_batch_norm_momentum_is_the_networks_own_unless_set(data):
+    for setting, expected in ((None, RESNET18.bn.momentum), (0.5, 0.5)):
+        model = run_module.build_model(config(batch_norm_momentum=setting), data.info, 32)
+        norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm)]
+        assert len(norms) > 5
+        assert {norm.config.momentum for norm in norms} == {expected}
 
 
 def test_the_model_comes_back_as_it_was(data, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ __all__ = [
     "conv2d",
     "lowering",
     "max_pool",
+    "set_batch_norm_momentum",
 ]
 
 STEMS = ("imagenet", "small")
@@ -194,6 +195,24 @@ class BatchNorm(nnx.Module):
             old = running[...]
             running.set_value(old + lax.stop_gradient(step * (now - old)))
         return mean, var
+
+
+def set_batch_norm_momentum(model: nnx.Module, momentum: float) -> None:
+    """Every batch normalisation of ``model`` keeps this part of its running values in a step.
+
+    Args:
+        model: Any network; changed in place.
+        momentum: From 0 to 1, as ``BatchNormConfig`` counts it.
+
+    Example:
+        >>> norm = BatchNorm(4, BatchNormConfig(momentum=0.99, epsilon=1e-3, unbiased=False))
+        >>> set_batch_norm_momentum(norm, 0.9)
+        >>> norm.config
+        BatchNormConfig(momentum=0.9, epsilon=0.001, unbiased=False)
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.config = replace(module.config, momentum=momentum)
 
 
 class ConvNorm(nnx.Module):

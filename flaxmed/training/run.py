@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flaxmed.models import create_model
+from flaxmed.models.layers import set_batch_norm_momentum
 from flaxmed.training import rundir
 from flaxmed.training.checkpoint import Checkpoints
 from flaxmed.training.config import TrainConfig
@@ -114,6 +115,8 @@ def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module
         dtype=jnp.dtype(config.dtype),
         rngs=nnx.Rngs(config.seed),
     )
+    if config.batch_norm_momentum is not None:
+        set_batch_norm_momentum(model, config.batch_norm_momentum)
     probe = jax.ShapeDtypeStruct((2, size, size, info.channels), jnp.float32)
     nnx.eval_shape(lambda network, images: network(images), model, probe)
     model.preprocessing = config.preprocessing
