@@ -22,7 +22,7 @@ from flaxmed.training import AugmentConfig, TrainConfig, train
 # The phantom shows much in little: a few epochs of the networks as published, which shrink an
 # image at once, take minutes on two CPU cores (real images of 28 to 64 px get the small stem). Its
 # classes differ in size and shape, so of all augmentations only flips leave them what they are.
-PHANTOM = {"epochs": 8, "stem": "imagenet", "augment": AugmentConfig(flips=True)}
+PHANTOM = {"epochs": 6, "stem": "imagenet", "augment": AugmentConfig(flips=True)}
 
 
 def main() -> None:
