@@ -27,7 +27,11 @@ def expected(name):
     return golden.load(name)
 
 
-@pytest.fixture(scope="module", params=CASES)
+# In one worker process with the live comparison of the same network, for what that compiled.
+TOGETHER = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=TOGETHER)
 def network(request):
     """flaxmed's side with the weights that the reference had, and the stored answers."""
     name = request.param

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from oracles import cases, compare
 from oracles.cases import CASES
@@ -24,38 +25,57 @@ from oracles.compare import (
     check,
     require,
     smallest_norm,
+    worst,
 )
 
 from flaxmed.models.layers import BatchNorm
 
+# Tests of one network share a worker process where there are several, and so what it compiled.
+TOGETHER = {name: pytest.mark.xdist_group(name) for name in CASES}
+
 EVALUATED = [
-    pytest.param(name, channels, size, id=f"{name}-{channels}-{size}")
+    pytest.param(name, channels, size, id=f"{name}-{channels}-{size}", marks=TOGETHER[name])
     for name, case in CASES.items()
     for channels in (1, 3)
     for size in case.sizes
 ]
 # A second reference for DenseNet-121 that differs in two constants: one training run says it all.
 TRAINED = [
-    pytest.param(name, channels, id=f"{name}-{channels}")
+    pytest.param(name, channels, id=f"{name}-{channels}", marks=TOGETHER[name])
     for name in CASES
     for channels in ((3,) if name == "densenet121-keras" else (1, 3))
 ]
 
 
+@pytest.fixture
+def hold(request):
+    """``check``, with the largest deviation put on record for ``tests/oracles/report.py``."""
+
+    def hold(name, what, deviations, tolerance):
+        note(request, name, what, worst(deviations))
+        check(deviations, tolerance)
+
+    return hold
+
+
+def note(request, name, what, deviation):
+    request.node.user_properties.append((f"{name}: {what}", deviation))
+
+
 # One test holds all checks of one run, so that a network is compiled once wherever it is scheduled.
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels", "size"), EVALUATED)
-def test_evaluation(name, channels, size):
+def test_evaluation(name, channels, size, hold):
     """Logits and every named map in float64, and the logits in float32."""
     require(CASES[name].package)
     comparison = Comparison(name, channels, size)
-    check(comparison.evaluation(), FLOAT64_TOLERANCE)
-    check(comparison.evaluation_float32(), LOGITS_TOLERANCE)
+    hold(name, "logits and maps", comparison.evaluation(), FLOAT64_TOLERANCE)
+    hold(name, "float32 logits", comparison.evaluation_float32(), LOGITS_TOLERANCE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), TRAINED)
-def test_training(name, channels):
+def test_training(name, channels, hold):
     """A training step and five of SGD with momentum, in float64, at the smallest size.
 
     Of the running variance torch stores the unbiased one and Keras the biased one: the networks'
@@ -63,19 +83,22 @@ def test_training(name, channels):
     """
     require(CASES[name].package)
     comparison = Comparison(name, channels)
-    check(comparison.training_logits(), FLOAT64_TOLERANCE)
-    check(comparison.statistics(), FLOAT64_TOLERANCE)
-    check(comparison.gradients(), FLOAT64_TOLERANCE)
+    hold(name, "training logits", comparison.training_logits(), FLOAT64_TOLERANCE)
+    hold(name, "running statistics", comparison.statistics(), FLOAT64_TOLERANCE)
+    hold(name, "gradients", comparison.gradients(), FLOAT64_TOLERANCE)
     # no gradient is so small that it would be excused as zero but for rounding
     assert smallest_norm(comparison.their_step.gradients) > compare.FLOOR
-    check(comparison.sgd(), FLOAT64_TOLERANCE)
+    hold(name, "5 steps of SGD", comparison.sgd(), FLOAT64_TOLERANCE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_float32_gradients_are_as_good_as_the_references_own(name):
+@pytest.mark.parametrize("name", [pytest.param(n, marks=TOGETHER[n]) for n in CASES])
+def test_float32_gradients_are_as_good_as_the_references_own(name, request):
     require(CASES[name].package)
-    Comparison(name).gradients_float32().check()
+    errors = Comparison(name).gradients_float32()
+    note(request, name, "float32 gradients", errors.rounding(errors.ours))
+    note(request, name, "the reference's own", errors.rounding(errors.theirs))
+    errors.check()
 
 
 # ------------------------------------------------------------------------------- parameter counts
@@ -121,8 +144,8 @@ def retrace(monkeypatch):
     compiled = cases.compiled.__wrapped__
 
     @functools.cache
-    def fresh(function, dtype):
-        return compiled(lambda *inputs: function(*inputs), dtype)
+    def fresh(function, polished=True):
+        return compiled(lambda *inputs: function(*inputs), polished)
 
     monkeypatch.setattr(cases, "compiled", fresh)
 
@@ -155,7 +178,7 @@ def test_a_dropped_relu_and_another_epsilon_are_noticed(intact, retrace, monkeyp
 
     monkeypatch.setattr(jax.nn, "relu", leaky)
     inputs = np.zeros((1, intact.size, intact.size, 3), np.float32)
-    jax.eval_shape(intact.case.build(3, np.float32), inputs)
+    nnx.eval_shape(lambda model, x: model(x), intact.case.build(3, np.float32), inputs)
     drop = len(calls) // 2
     calls.clear()
     assert drop > 5
