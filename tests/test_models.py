@@ -26,7 +26,7 @@ from flaxmed.models.densenet import DENSENET121, DenseNetConfig
 from flaxmed.models.initializers import variance_scaling
 from flaxmed.models.layers import BatchNorm
 from flaxmed.models.resnet import RESNET18, ResNetConfig
-from flaxmed.models.xception import XceptionConfig
+from flaxmed.models.xception import TIMM, XceptionConfig
 from flaxmed.types import InputError
 
 # The same code with few channels, for tests that must run and not only be traced.
@@ -42,6 +42,8 @@ TINY = {
         exit_widths=(16, 20, 24),
         pool_padding="SAME",
         bn=xception.KERAS.bn,
+        conv_init=xception.KERAS.conv_init,
+        linear_init=xception.KERAS.linear_init,
     ),
 }
 NETWORKS = list(TINY)
@@ -438,6 +440,17 @@ def test_initial_values_of_densenet():
     bound = 1 / math.sqrt(1024)
     assert 0.99 * bound < float(jnp.abs(model.classifier.kernel[...]).max()) <= bound
     assert not model.classifier.bias[...].any()
+
+
+def test_initial_values_of_timms_xception():
+    """timm: kaiming_normal, fan_out, of every convolution; torch's own draw of the head."""
+    model = Xception(10, config=TIMM, rngs=nnx.Rngs(0))
+    pointwise = np.asarray(model.middle1.sep1.conv.pointwise.kernel[...])
+    assert abs(pointwise.std() / math.sqrt(2 / 728) - 1) < 0.01
+    depthwise = np.asarray(model.middle1.sep1.conv.depthwise.kernel[...])
+    assert abs(depthwise.std() / math.sqrt(2 / (9 * 728)) - 1) < 0.05
+    for values in (model.classifier.kernel, model.classifier.bias):
+        assert 0 < float(jnp.abs(values[...]).max()) <= 1 / math.sqrt(2048)
 
 
 def test_initial_values_of_xception():

@@ -9,6 +9,7 @@ arXiv:1610.02357: Figure 5. The network is published with two sets of convention
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
-from flaxmed.models.initializers import variance_scaling, zeros
+from flaxmed.models.initializers import (
+    Initializer,
+    torch_linear_init,
+    variance_scaling,
+    zeros,
+)
 from flaxmed.models.layers import (
     BatchNorm,
     BatchNormConfig,
@@ -33,7 +39,9 @@ from flaxmed.models.layers import (
 # Keras Conv2D, SeparableConv2D (depthwise and pointwise) and Dense: kernel_initializer
 # "glorot_uniform". Keras counts a depthwise kernel [3, 3, C, 1] as fan_in 9C and fan_out 9, here
 # [3, 3, 1, C] has them exchanged, and Glorot takes their sum.
-conv_init = variance_scaling(1.0, "fan_avg", "uniform")
+glorot = variance_scaling(1.0, "fan_avg", "uniform")
+# timm xception.py: nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu").
+he_fan_out = variance_scaling(2.0, "fan_out", "normal")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class XceptionConfig:
         exit_widths: Channels of the exit flow: of its block, and of the two convolutions after it.
         pool_padding: Of the 3x3 stride-2 max pools: "SAME", as Keras pads, or 1, as timm does.
         bn: Batch normalisation constants.
+        conv_init: Draws the kernels of the convolutions.
+        linear_init: Given the inputs of the classifier, the initialisers of its kernel and bias.
     """
 
     stem_widths: tuple[int, int]
@@ -55,6 +65,8 @@ class XceptionConfig:
     exit_widths: tuple[int, int, int]
     pool_padding: str | int
     bn: BatchNormConfig
+    conv_init: Initializer
+    linear_init: Callable[[int], tuple[Initializer, Initializer]]
 
 
 # keras.applications.Xception: BatchNormalization defaults (momentum 0.99, epsilon 1e-3, biased).
@@ -65,6 +77,8 @@ KERAS = XceptionConfig(
     exit_widths=(1024, 1536, 2048),
     pool_padding="SAME",
     bn=BatchNormConfig(momentum=0.99, epsilon=1e-3, unbiased=False),
+    conv_init=glorot,
+    linear_init=lambda inputs: (glorot, zeros),
 )
 # timm.models.xception legacy_xception: torch.nn.BatchNorm2d defaults, MaxPool2d(3, 2, 1).
 TIMM = XceptionConfig(
@@ -74,14 +88,15 @@ TIMM = XceptionConfig(
     exit_widths=(1024, 1536, 2048),
     pool_padding=1,
     bn=BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True),
+    conv_init=he_fan_out,
+    linear_init=lambda inputs: (torch_linear_init(inputs), torch_linear_init(inputs)),
 )
 
 
 class SeparableConv(nnx.Module):
     """A 3x3 depthwise convolution and a 1x1 convolution, with nothing between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        options: dict[str, Any] = dict(kernel_init=conv_init, dtype=dtype, rngs=rngs)
+    def __init__(self, in_channels: int, out_channels: int, **options: Any):
         self.depthwise = Conv(in_channels, in_channels, 3, padding=1, groups=in_channels, **options)
         self.pointwise = Conv(in_channels, out_channels, 1, padding=0, **options)
 
@@ -97,12 +112,14 @@ class SeparableNorm(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
-        bn: BatchNormConfig,
+        config: XceptionConfig,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.conv = SeparableConv(in_channels, out_channels, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(out_channels, bn, dtype=dtype)
+        self.conv = SeparableConv(
+            in_channels, out_channels, kernel_init=config.conv_init, dtype=dtype, rngs=rngs
+        )
+        self.norm = BatchNorm(out_channels, config.bn, dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
@@ -117,7 +134,7 @@ class Stem(nnx.Module):
         self, in_channels: int, *, stem: str, config: XceptionConfig, dtype: Any, rngs: nnx.Rngs
     ):
         first, second = config.stem_widths
-        options: dict[str, Any] = dict(kernel_init=conv_init, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(kernel_init=config.conv_init, dtype=dtype, rngs=rngs)
         # Published: stride 2, then 1, both without padding. Small: neither strides nor crops, so
         # that 28 px enters the flow as 28x28 and leaves it as 2x2.
         stride, padding = (2, "VALID") if stem == "imagenet" else (1, "SAME")
@@ -150,12 +167,19 @@ class ReducingBlock(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        options: dict[str, Any] = dict(bn=config.bn, dtype=dtype, rngs=rngs)
-        self.sep1 = SeparableNorm(in_channels, middle_channels, **options)
-        self.sep2 = SeparableNorm(middle_channels, out_channels, **options)
+        options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        self.sep1 = SeparableNorm(in_channels, middle_channels, config=config, **options)
+        self.sep2 = SeparableNorm(middle_channels, out_channels, config=config, **options)
         # SAME pads nothing here: both conventions take every second pixel from the first on.
         self.shortcut = ConvNorm(
-            in_channels, out_channels, 1, stride=2, padding=0, kernel_init=conv_init, **options
+            in_channels,
+            out_channels,
+            1,
+            stride=2,
+            padding=0,
+            bn=config.bn,
+            kernel_init=config.conv_init,
+            **options,
         )
         self.leading_relu = leading_relu
         self.pool_padding: Padding = config.pool_padding
@@ -174,8 +198,7 @@ class ReducingBlock(nnx.Module):
 class MiddleBlock(nnx.Module):
     """Three times ReLU and separable convolution, beside the identity."""
 
-    def __init__(self, channels: int, *, bn: BatchNormConfig, dtype: Any, rngs: nnx.Rngs):
-        options: dict[str, Any] = dict(bn=bn, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, **options: Any):
         self.sep1 = SeparableNorm(channels, channels, **options)
         self.sep2 = SeparableNorm(channels, channels, **options)
         self.sep3 = SeparableNorm(channels, channels, **options)
@@ -244,17 +267,14 @@ class Xception(nnx.Module):
             setattr(self, f"entry{i}", block)
             width = out_width
         for i in range(1, config.middle_blocks + 1):
-            setattr(self, f"middle{i}", MiddleBlock(width, bn=config.bn, **options))
+            setattr(self, f"middle{i}", MiddleBlock(width, config=config, **options))
         first, second, third = config.exit_widths
         self.exit1 = ReducingBlock(width, width, first, leading_relu=True, config=config, **options)
-        self.exit2 = SeparableNorm(first, second, bn=config.bn, **options)
-        self.exit3 = SeparableNorm(second, third, bn=config.bn, **options)
+        self.exit2 = SeparableNorm(first, second, config=config, **options)
+        self.exit3 = SeparableNorm(second, third, config=config, **options)
+        kernel_init, bias_init = config.linear_init(third)
         self.classifier = Classifier(
-            third,
-            num_classes,
-            kernel_init=conv_init,
-            bias_init=zeros,
-            **options,
+            third, num_classes, kernel_init=kernel_init, bias_init=bias_init, **options
         )
 
     def __call__(
