@@ -56,6 +56,31 @@ def test_reads_what_numpy_wrote(save, array, tmp_path):
     assert read.flags.c_contiguous
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, }",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (0, 4611686018427387904)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': " + b"(" + b"1, " * 70 + b")}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (-2, 3)}",
+        b"{'descr': 'nonsense', 'fortran_order': False, 'shape': (2,)}",
+        b"[]",
+    ],
+)
+def test_a_broken_header_is_one_line(header, tmp_path):
+    header += b" " * (245 - len(header)) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    archive(tmp_path / "a.npz", x=data + b"ab")
+    with Archive(tmp_path / "a.npz") as file, pytest.raises(InputError, match=r"a\.npz: x: ") as e:
+        file.read("x")
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.npz: cannot be read: No such file"):
+        file_md5(tmp_path / "gone.npz")
+
+
 class Payload:
     """Unpickling this leaves a trace."""
 

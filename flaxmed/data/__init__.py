@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from flaxmed.data import medmnist
 from flaxmed.data.arrays import as_dataset, from_arrays, load_npz
@@ -77,6 +78,8 @@ def load_dataset(
     name = str(name)
     if size is not None and size < 1:
         raise InputError(f"{name}: size must be a number of pixels from 1, got {size}")
+    if data_dir is not None and Path(data_dir).exists() and not Path(data_dir).is_dir():
+        raise InputError(f"{data_dir}: is a file; expected the folder that data files lie in")
     if name.endswith(".npz"):
         return load_npz(name, size=size)
     if name.startswith("tfds:"):

@@ -169,7 +169,10 @@ def load_npz(
     """
     from flaxmed.data import medmnist  # here: medmnist itself reads arrays
 
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise InputError(f"{path}: no such file ({error})") from None
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an .npz archive in MedMNIST's layout")
     digest = file_md5(path)
@@ -324,11 +327,19 @@ def _task(value: Any, where: str) -> Task | None:
 def _classes(value: Any, where: str) -> tuple[str, ...] | None:
     if value is None:
         return None
-    array = _to_array(value, f"{where}: classes")
-    names = tuple(str(v) for v in array.ravel())
-    if array.ndim != 1 or array.dtype.kind not in "US" or len(set(names)) != len(names):
-        raise InputError(f"{where}: classes: expected a list of different class names")
-    return tuple(v.decode() if isinstance(v, bytes) else v for v in array.tolist())
+    where = f"{where}: classes"
+    array = _to_array(value, where)
+    if array.ndim != 1 or array.dtype.kind not in "US" or len(np.unique(array)) != len(array):
+        raise InputError(f"{where}: expected a list of different class names")
+    return tuple(_decoded(array, where).tolist())
+
+
+def _decoded(array: np.ndarray, where: str) -> np.ndarray:
+    """Text from bytes, which are read as UTF-8."""
+    try:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: expected text in UTF-8 ({error})") from None
 
 
 def _count_classes(labels: np.ndarray, where: str) -> int:
@@ -372,11 +383,9 @@ def _texts(values: Any, n: int, where: str) -> np.ndarray | None:
     array = _to_array(values, where)
     if array.shape != (n,):
         raise InputError(f"{where}: shape {array.shape}; expected ({n},), one per image")
-    if array.dtype.kind == "S":
-        return np.char.decode(array)
-    if array.dtype.kind not in "Uiu":
+    if array.dtype.kind not in "USiu":
         raise InputError(f"{where}: {array.dtype} values; expected text or whole numbers")
-    return array.astype(str)
+    return _decoded(array, where).astype(str)
 
 
 def _ids(values: Any, split: str, n: int, where: str) -> np.ndarray:

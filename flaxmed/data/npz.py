@@ -10,8 +10,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -86,10 +88,20 @@ def file_md5(path: Path, *, name: str | None = None) -> str:
 
     Large files are hashed once: size, modification time and digest are remembered beside the file,
     or in the cache where its folder is read-only. ``name`` shows a progress bar of that name.
+
+    Raises:
+        InputError: the file cannot be read.
     """
-    stat = path.stat()
-    if stat.st_size <= _ALWAYS_HASH:
-        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    try:
+        stat = path.stat()
+        if stat.st_size <= _ALWAYS_HASH:
+            return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        with open(path, "rb"):
+            pass  # readable
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}; expected a file that you may read"
+        ) from None
     seen: dict[str, Any] = {
         "file": str(path.resolve()),
         "size": stat.st_size,
@@ -193,7 +205,7 @@ class Archive:
     def read(self, name: str) -> np.ndarray:
         """The array, in memory, in C order."""
         member = self.header(name)
-        flat = np.empty(int(np.prod(member.shape)), member.dtype)
+        flat = np.empty(math.prod(member.shape), member.dtype)
         with self._opened(name) as file:
             self._read_header(name, member.info, file)
             left = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
@@ -236,7 +248,7 @@ class Archive:
                 yield cast(io.BufferedIOBase, file)
         except (InputError, RunError):
             raise
-        except (*_BROKEN, ValueError) as error:
+        except (*_BROKEN, ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise InputError(
                 f"{self.path}: {name}: damaged or unreadable ({' '.join(str(error).split())})"
             ) from None
@@ -255,8 +267,13 @@ class Archive:
                 f"{self.path}: {name}: holds Python objects, which are never unpickled; expected "
                 "an array of numbers or text"
             )
-        size = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=object))
-        if any(extent < 0 for extent in shape) or size != info.file_size:
+        if len(shape) > 32 or not all(0 <= extent < 2**40 for extent in shape):
+            raise InputError(
+                f"{self.path}: {name}: its header declares the shape {shape}; expected up to 32 "
+                "extents from 0"
+            )
+        size = file.tell() + dtype.itemsize * math.prod(shape)
+        if size != info.file_size:
             raise InputError(
                 f"{self.path}: {name}: its header declares {size} bytes (shape {shape}, {dtype}) "
                 f"but it has {info.file_size}"
