@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import xml.etree.ElementTree as ElementTree
@@ -248,6 +249,15 @@ def test_confusion_shows_counts_and_shares_of_each_row():
         "b\n(n = 4)",
         "c\n(n = 401)",
     ]
+
+
+def test_headers_of_the_label_confusion_stand_above_its_cells():
+    classes = ["atelectasis", "effusion", "mass"]
+    figure = plots.label_confusion_figure(np.full((3, 2, 2), 5), classes, title="chest")
+    figure.savefig(io.BytesIO(), format="png")  # lays it out
+    axes = figure.axes[0]
+    for label in axes.get_xticklabels():
+        assert label.get_window_extent().y0 >= axes.get_window_extent().y1
 
 
 def test_label_confusion_puts_found_first():

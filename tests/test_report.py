@@ -558,6 +558,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         write_comparison([run], tmp_path / "file" / "out")
 
 
+def test_a_comparison_is_not_written_into_a_run(tmp_path):
+    a = write_run(tmp_path / "a", make())
+    with pytest.raises(InputError, match="a: holds a run; expected a folder"):
+        write_comparison([a], a)
+    assert not (a / "comparison.txt").exists()
+
+
+def test_a_whole_number_and_a_float_are_one_setting(tmp_path):
+    a = write_run(tmp_path / "a", make(), seed=0, augment={"rotation": 10})
+    b = write_run(tmp_path / "b", make(seed=1), seed=1, augment={"rotation": 10.0})
+    assert list(compare_runs([a, b])) == ["resnet18"]
+
+
 def test_a_run_without_a_log_has_no_curves(tmp_path):
     run = write_run(tmp_path / "run", make(), epochs=0)
     evaluate_run(run)

@@ -269,6 +269,8 @@ class Comparison(Mapping[str, Column]):
         if any(count > 1 for count in seeds.values()):
             counts = ", ".join(f"{name} {count}" for name, count in seeds.items())
             notes.append(f"Means over seeds, from the smallest to the largest; seeds: {counts}.")
+        if any(column.train_seconds for column in self.columns):
+            notes.append("Training time includes compilation, and leaves out evaluation.")
         if self.ideal is not None:
             notes.append(
                 f"The {IDEAL} knows the model that generated the images; on average no method "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Okabe & Ito (2008), https://jfly.uni-koeln.de/color/, less the yellow that vanishes on white:
 # told apart with every common colour vision. Line styles take over when the colours run out.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.2)))
 _GREY = "#777777"
 
 _STYLE: dict[str, Any] = {
@@ -101,7 +101,7 @@ def roc_figure(
             _draw_roc(axes, macro, label, color="black", linewidth=2.6)
         if ideal is not None:
             label = _auc_label("ideal observer", ideal.auc)
-            _draw_roc(axes, ideal, label, color=_GREY, linestyle=_DASHES[2])
+            _draw_roc(axes, ideal, label, color=_GREY, linestyle=_DASHES[3])
         _roc_legend(figure, axes, outside=len(curves) > 4)
     return figure
 
@@ -131,7 +131,7 @@ def comparison_roc_figure(
                 label = "_nolegend_"
         if ideal is not None:
             label = _auc_label("ideal observer", ideal.auc)
-            _draw_roc(axes, ideal, label, color=_GREY, linestyle=_DASHES[2])
+            _draw_roc(axes, ideal, label, color=_GREY, linestyle=_DASHES[3])
         _roc_legend(figure, axes, outside=len(curves) > 4)
     return figure
 
@@ -246,11 +246,11 @@ def _figure(size: tuple[float, float], rows: int = 1, columns: int = 1, **option
 
 
 def _look(i: int) -> dict[str, Any]:
-    """Colour and line style of the i-th line; all differ for the first 28."""
-    return {
-        "color": PALETTE[i % len(PALETTE)],
-        "linestyle": _DASHES[i // len(PALETTE) % len(_DASHES)],
-    }
+    """Colour and line style of the i-th line; all differ for the first 28.
+
+    The style changes with every line, so that neighbours differ in black and white too.
+    """
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": _DASHES[i % len(_DASHES)]}
 
 
 def _wrap(names: Sequence[str], width: int) -> list[str]:
@@ -418,12 +418,12 @@ def _heat(
     axes.grid(False)
     for (i, j), count in np.ndenumerate(counts):
         share = float(shares[i, j])
-        ink = "white" if share > 0.68 else "black"
+        ink = "white" if share > 0.5 else "black"
         size = 11 if len(rows) <= 4 else 8.5
         text = f"{count}\n{_percent(share)}"
         axes.text(j, i, text, ha="center", va="center", fontsize=size, color=ink)
     axes.set_yticks(range(len(rows)), rows)
-    slanted = len(columns) * max(map(len, columns)) > 60
+    slanted = len(columns) * max(len(line) for name in columns for line in name.split("\n")) > 60
     axes.set_xticks(
         range(len(columns)),
         columns,

@@ -100,9 +100,12 @@ def write_comparison(
     logged their epochs, ``figures/curves``, each as PNG and SVG. A file that is there is replaced.
 
     Raises:
-        InputError: what :func:`compare_runs` refuses, or a folder that cannot be written.
+        InputError: what :func:`compare_runs` refuses; a folder that cannot be written, or is a
+            run's own.
     """
     comparison, out = compare_runs(run_dirs), Path(out_dir)
+    if (out / "config.json").exists():
+        raise InputError(f"{out}: holds a run; expected a folder for the comparison alone")
     for name, figure in comparison_figures(comparison).items():
         plots.save_figure(figure, out / "figures" / name)
     write_file(out / "comparison.txt", f"{comparison}\n")
@@ -240,8 +243,9 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             continue
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
+        else:  # 0 and 0.0 are one setting
+            whole = isinstance(value, float) and value.is_integer()
+            flat[prefix + key] = str(int(value) if whole else value)
     return flat
 
 
