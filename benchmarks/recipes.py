@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,40 +24,34 @@ from flaxmed.data import load_dataset
 from flaxmed.training import AugmentConfig, OptimizerConfig, TrainConfig, train
 from flaxmed.training.rundir import versions, write_json
 
-MILD = AugmentConfig(flips=True, rotation=10, shift=0.1, scale=0.1, intensity=0.1)
-STRONG = AugmentConfig(flips=True, rotation=20, shift=0.15, scale=0.2, intensity=0.2)
-ADAMW = OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.05)
+ADAMW = OptimizerConfig()
 
-# name -> what differs from TrainConfig's own values
-CANDIDATES = {
-    "medmnist": None,
-    "default": None,
-    "none": {"optimizer": ADAMW},
-    "mild": {"optimizer": ADAMW, "augment": MILD},
-    "strong": {"optimizer": ADAMW, "augment": STRONG},
-    "mild, batch 32": {"optimizer": ADAMW, "augment": MILD, "batch_size": 32},
-    "mild, rate 3e-4": {
-        "optimizer": dataclasses.replace(ADAMW, learning_rate=3e-4),
-        "augment": MILD,
-    },
-    "mild, rate 3e-3": {
-        "optimizer": dataclasses.replace(ADAMW, learning_rate=3e-3),
-        "augment": MILD,
-    },
-    "flips": {"optimizer": ADAMW, "augment": AugmentConfig(flips=True)},
-    "mild, sgd 0.05": {
-        "optimizer": dataclasses.replace(ADAMW, name="sgd", learning_rate=0.05, weight_decay=5e-4),
-        "augment": MILD,
-    },
+# name -> the recipe it starts from, and what differs from it
+CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "medmnist": ("medmnist", {}),
+    "default": ("default", {}),
+    "no augmentation": ("default", {"augment": AugmentConfig()}),
+    "mild augmentation": (
+        "default",
+        {"augment": AugmentConfig(flips=True, rotation=10, shift=0.1, scale=0.1, intensity=0.1)},
+    ),
+    "stronger augmentation": (
+        "default",
+        {"augment": AugmentConfig(flips=True, rotation=20, shift=0.15, scale=0.2, intensity=0.2)},
+    ),
+    "batch 32": ("default", {"batch_size": 32}),
+    "rate 3e-4": ("default", {"optimizer": dataclasses.replace(ADAMW, learning_rate=3e-4)}),
+    "rate 3e-3": ("default", {"optimizer": dataclasses.replace(ADAMW, learning_rate=3e-3)}),
+    "SGD rate 0.05": (
+        "default",
+        {
+            "optimizer": dataclasses.replace(
+                ADAMW, name="sgd", learning_rate=0.05, weight_decay=5e-4
+            )
+        },
+    ),
+    "own momentum": ("default", {"batch_norm_momentum": None}),
 }
-
-
-def make_config(name: str, **settings: object) -> TrainConfig:
-    """A candidate's full settings."""
-    changes = CANDIDATES[name]
-    if changes is None:
-        return TrainConfig.from_recipe(name, **settings)
-    return TrainConfig(recipe=name, **{**changes, **settings})
 
 
 def main() -> None:
@@ -76,15 +71,23 @@ def main() -> None:
         dataset = load_dataset(dataset_name)
         for recipe in args.recipes:
             for seed in args.seeds:
-                config = make_config(
-                    recipe, dataset=dataset_name, model=args.model, stem=args.stem, seed=seed
+                base, changes = CANDIDATES[recipe]
+                config = TrainConfig.from_recipe(
+                    base,
+                    dataset=dataset_name,
+                    model=args.model,
+                    stem=args.stem,
+                    seed=seed,
+                    **changes,
                 )
-                slug = recipe.replace(", ", "-").replace(" ", "")
-                out = args.out / dataset_name / args.stem / f"{slug}-seed{seed}"
+                slug = f"{args.model}-{recipe.replace(' ', '_')}-seed{seed}"
+                out = args.out / dataset_name / args.stem / slug
                 run = train(config, dataset, out=out, progress=False)
                 rows.append(
                     {
                         "dataset": dataset_name,
+                        "model": args.model,
+                        "stem": args.stem,
                         "recipe": recipe,
                         "seed": seed,
                         "epochs": config.epochs,
@@ -115,7 +118,7 @@ def line(rows: list[dict]) -> str:
     loss = [min(row["val_loss"]) for row in rows]
     seconds = np.mean([row["train_seconds"] for row in rows])
     return (
-        f"{rows[0]['dataset']:<16}{rows[0]['recipe']:<18}"
+        f"{rows[0]['dataset']:<16}{rows[0]['recipe']:<23}"
         f"best AUC {np.mean(best):.4f} ({min(best):.4f} to {max(best):.4f})  "
         f"last five {np.mean(late):.4f}  lowest loss {np.mean(loss):.4f}  {seconds:.0f} s"
     )

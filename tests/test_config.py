@@ -1,5 +1,6 @@
 """Settings: to JSON and back, and what is refused by name."""
 
+import dataclasses
 import json
 
 import pytest
@@ -84,7 +85,7 @@ def test_weight_decay_with_adam_is_refused_rather_than_ignored():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["mirror"], "--augment mirror: expected none or flips, rotation"),
+        (["mirror"], "--augment mirror: expected none alone, or flips, rotation"),
         (["rotation"], "--augment rotation: expected rotation=NUMBER"),
         (["rotation=x"], "--augment rotation=x: expected rotation=NUMBER"),
         (["rotation=400"], "setting augment.rotation"),
@@ -93,6 +94,27 @@ def test_weight_decay_with_adam_is_refused_rather_than_ignored():
 def test_bad_augmentations_are_refused(words, line):
     with pytest.raises(InputError, match=line):
         parse_augment(words)
+
+
+def test_settings_as_they_stand_are_the_default_recipe():
+    assert TrainConfig() == TrainConfig.from_recipe("default") == TrainConfig.from_dict({})
+
+
+def test_what_settings_leave_out_is_their_recipes():
+    config = TrainConfig.from_dict({"recipe": "medmnist", "optimizer": {"learning_rate": 0.01}})
+    expected = TrainConfig.from_recipe("medmnist").optimizer
+    assert config.optimizer == dataclasses.replace(expected, learning_rate=0.01)
+    assert config.epochs == 100
+    with pytest.raises(InputError, match="unknown recipe 'nonsense'"):
+        TrainConfig.from_dict({"recipe": "nonsense"})
+
+
+def test_values_out_of_range_are_refused_in_python_too():
+    with pytest.raises(InputError, match="setting size: expected a number at least 1, got -3"):
+        TrainConfig(size=-3)
+    with pytest.raises(InputError, match=r"setting optimizer.step_factor: .* above 0, got nan"):
+        OptimizerConfig(step_factor=float("nan"))
+    assert type(AugmentConfig(rotation=10).rotation) is float
 
 
 def test_augmentation_words():

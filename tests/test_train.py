@@ -1,13 +1,19 @@
 """The training loop: what it writes, resumes, refuses. A tiny network keeps it quick."""
 
+import dataclasses
+import io
 import json
 import os
+import re
 import signal
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from sklearn.utils.class_weight import compute_class_weight
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
@@ -17,7 +23,7 @@ from flaxmed.training import AugmentConfig, Interrupted, OptimizerConfig, TrainC
 from flaxmed.training import loop as loop_module
 from flaxmed.training import run as run_module
 from flaxmed.training.progress import Progress
-from flaxmed.types import InputError, RunError, Task
+from flaxmed.types import InputError, Preprocessing, RunError, Task
 
 TINY = ResNetConfig(stage_sizes=(1, 1), widths=(4, 8), bn=RESNET18.bn)
 
@@ -89,7 +95,7 @@ def test_a_run_writes_what_a_reader_needs(data, tmp_path):
 
 def test_the_batch_norm_momentum_is_the_networks_own_unless_set(data):
     for setting, expected in ((None, RESNET18.bn.momentum), (0.5, 0.5)):
-        model = run_module.build_model(config(batch_norm_momentum=setting), data.info, 32)
+        model = run_module.build_model(config(batch_norm_momentum=setting), data.info, (32, 32))
         norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm)]
         assert len(norms) > 5
         assert {norm.config.momentum for norm in norms} == {expected}
@@ -169,11 +175,51 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(Progress, "advance", advance)
         fit(data, tmp_path / "cut")
-    assert f"--resume {tmp_path / 'cut'}" in str(caught.value)
+    assert f"same call, out='{tmp_path / 'cut'}'" in str(caught.value)
     assert caught.value.signal == number
     assert not (tmp_path / "cut" / "run.json").exists()
     resumed = fit(data, tmp_path / "cut")
     assert_same_run(whole, resumed)
+
+
+def test_the_line_that_says_how_to_resume_can_be_pasted():
+    line = loop_module.how_to_resume(Path("my runs/a"), "data", own_data=False)
+    assert line == "go on with: flaxmed train --resume 'my runs/a' --data-dir data"
+
+
+def test_recipes_have_folders_of_their_own(data):
+    info = dataclasses.replace(data.info, name="breastmnist")
+    configs = [
+        TrainConfig.from_recipe(recipe, size=size)
+        for recipe, size in (("default", None), ("medmnist", None), ("default", 64))
+    ]
+    assert [loop_module.default_dir(config, info).as_posix() for config in configs] == [
+        "runs/breastmnist/resnet18-seed0",
+        "runs/breastmnist/resnet18-medmnist-seed0",
+        "runs/breastmnist_64/resnet18-seed0",
+    ]
+
+
+def test_progress_says_pace_time_left_loss_and_auc(data, tmp_path, capsys, monkeypatch):
+    flaxmed.train(config(epochs=2), data, out=tmp_path / "lines")
+    first, second = capsys.readouterr().err.splitlines()
+    number = r"\d+\.\d{4}"
+    assert re.fullmatch(
+        rf"resnet18 seed 0  epoch   1/2  loss {number}  val loss {number}  val acc {number}  "
+        rf"val AUC {number}  \d+ images/s  \d\d:\d\d left  best",
+        first,
+    )
+    assert "epoch   2/2" in second
+    assert "00:00 left" in second
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    flaxmed.train(config(epochs=2), data, out=tmp_path / "bar")
+    last = terminal.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+    assert re.search(rf"seed 0: 100%.*54/54 .*img/s, loss={number}, val AUC={number}", last)
 
 
 def test_metrics_after_the_checkpoint_are_cut_and_computed_again(data, tmp_path, monkeypatch):
@@ -223,12 +269,23 @@ def test_a_folder_that_cannot_be_made_is_refused(data, tmp_path):
         fit(data, tmp_path / "file" / "run")
 
 
-def test_a_non_finite_loss_stops_the_run_with_its_step(data, tmp_path):
+def test_a_non_finite_loss_stops_the_run_soon_and_with_its_step(tmp_path, monkeypatch):
+    data = load_phantom(size=32, n_train=320, n_val=8, n_test=8)
     wild = OptimizerConfig(
         name="sgd", learning_rate=1e30, schedule="constant", warmup_epochs=0, clip_norm=None
     )
-    with pytest.raises(RunError, match=r"not finite at step \d+"):
+    steps = []
+    make = loop_module.make_train_step
+
+    def counted(*args, **options):
+        step = make(*args, **options)
+        return lambda *inputs: (steps.append(1), step(*inputs))[1]
+
+    monkeypatch.setattr(loop_module, "make_train_step", counted)
+    # the first step is taken from good weights, the second from what it made of them
+    with pytest.raises(RunError, match="not finite at step 2; try a lower learning rate"):
         fit(data, tmp_path / "run", optimizer=wild)
+    assert 2 <= len(steps) <= 2 + loop_module.MAX_IN_FLIGHT + 1 < 40
 
 
 def test_images_that_are_too_small_are_refused_before_anything_is_written(data, tmp_path):
@@ -237,6 +294,37 @@ def test_images_that_are_too_small_are_refused_before_anything_is_written(data, 
     with pytest.raises(InputError, match="at least"):
         fit({**tiny, **labels}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def narrow(data):
+    return {
+        **{f"{s}_images": np.zeros((4, 40, 2), np.uint8) for s in ("train", "val", "test")},
+        **{f"{s}_labels": np.array([0, 1, 0, 1]) for s in ("train", "val", "test")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "line"),
+    [
+        (narrow, {"stem": "imagenet"}, "at least .* got 40x2"),
+        (None, {"class_weights": (1.0, 2.0)}, "expected 3 numbers, one per class, got 2"),
+        (None, {"preprocessing": Preprocessing((0.5, 0.5), (1.0, 1.0))}, "has 2 means"),
+    ],
+    ids=["narrow images", "class weights", "preprocessing"],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    data, tmp_path, make, changes, line
+):
+    with pytest.raises(InputError, match=line):
+        fit(make(data) if make else data, tmp_path / "run", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_balanced_weights_are_scikit_learns_up_to_their_scale(data):
+    ours = loop_module.class_weights(config(class_weights="balanced"), data)
+    labels = data.train.labels
+    theirs = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    np.testing.assert_allclose(ours, theirs / theirs.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("task", ["multilabel", "ordinal"])

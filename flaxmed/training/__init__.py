@@ -2,7 +2,7 @@
 
 from flaxmed.training.augment import parse_augment
 from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
-from flaxmed.training.loop import train
+from flaxmed.training.loop import check_run, default_dir, train
 from flaxmed.training.progress import Interrupted
 from flaxmed.training.run import Run, load_model, load_run
 
@@ -12,6 +12,8 @@ __all__ = [
     "OptimizerConfig",
     "Run",
     "TrainConfig",
+    "check_run",
+    "default_dir",
     "load_model",
     "load_run",
     "parse_augment",

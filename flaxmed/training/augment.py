@@ -93,7 +93,7 @@ def make_transforms(config: AugmentConfig, flips: tuple[str, ...]) -> tuple[Tran
 
     Example:
         >>> make_transforms(AugmentConfig(flips=True, rotation=10), flips=("horizontal",))
-        (Flip(direction='horizontal'), Affine(rotation=10, shift=0.0, scale=0.0))
+        (Flip(direction='horizontal'), Affine(rotation=10.0, shift=0.0, scale=0.0))
     """
     chosen: list[Transform] = [Flip(direction) for direction in flips] if config.flips else []
     if config.rotation or config.shift or config.scale:
@@ -152,11 +152,13 @@ def parse_augment(words: list[str]) -> AugmentConfig:
     known = [field.name for field in dataclasses.fields(AugmentConfig)]
     for word in words:
         name, _, text = word.partition("=")
-        if word == "none":
+        if word == "none" and len(words) == 1:
             continue
         if name not in known:
-            raise InputError(f"--augment {word}: expected none or {', '.join(known)}")
+            raise InputError(f"--augment {word}: expected none alone, or {', '.join(known)}")
         if name == "flips":
+            if text:
+                raise InputError(f"--augment {word}: flips takes no value")
             values[name] = True
             continue
         try:

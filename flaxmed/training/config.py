@@ -32,6 +32,60 @@ def _describe(hint: Any) -> str:
     )
 
 
+def _refuse_unknown(cls: type, values: Mapping[str, Any], path: str) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"expected {', '.join(known)}"
+            raise InputError(f"unknown setting {path}{key}; {hint}")
+
+
+def _from_dict(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"setting {path.rstrip('.') or 'config'} must be an object, got {values!r}"
+        )
+    _refuse_unknown(cls, values, path)
+    hints = typing.get_type_hints(cls)
+    made = {key: _convert(hints[key], value, path + key) for key, value in values.items()}
+    return cls(**made)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """``value`` from JSON as the annotated type, or an InputError that names the setting."""
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        return _from_dict(typing.cast(type, hint), value, path + ".")
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if option is type(None) and value is None:
+            return None
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if option is str and isinstance(value, str):
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            inner = typing.get_args(option)[0]
+            return tuple(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
+    raise InputError(f"setting {path}: expected {_describe(hint)}, got {value!r}")
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Every field as its annotation says, whole numbers made floats where a float is meant."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = _convert(hints[field.name], getattr(config, field.name), prefix + field.name)
+        object.__setattr__(config, field.name, value)
+
+
 def _choice(name: str, value: Any, literal: Any) -> None:
     if value not in typing.get_args(literal):
         raise InputError(f"setting {name}: expected {_describe(literal)}, got {value!r}")
@@ -86,11 +140,13 @@ class OptimizerConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
+        _check_types(self, "optimizer.")
         _choice("optimizer.name", self.name, OptimizerName)
         _choice("optimizer.schedule", self.schedule, ScheduleName)
         _range("optimizer.learning_rate", self.learning_rate, above=0)
         _range("optimizer.warmup_epochs", self.warmup_epochs, least=0)
         _range("optimizer.weight_decay", self.weight_decay, least=0)
+        _range("optimizer.step_factor", self.step_factor, above=0)
         _range("optimizer.momentum", self.momentum, least=0, below=1)
         if self.clip_norm is not None:
             _range("optimizer.clip_norm", self.clip_norm, above=0)
@@ -121,6 +177,7 @@ class AugmentConfig:
     intensity: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self, "augment.")
         _range("augment.rotation", self.rotation, least=0, most=180)
         _range("augment.shift", self.shift, least=0, below=1)
         _range("augment.scale", self.scale, least=0, below=1)
@@ -130,6 +187,9 @@ class AugmentConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """All that decides what a run computes: the same config and data give the same model.
+
+    Its own values are those of the ``default`` recipe, which was chosen on validation splits:
+    ``benchmarks/recipes.py`` prints the comparison.
 
     Attributes:
         dataset: a name that ``flaxmed.load_dataset`` knows, or a path to an ``.npz`` file; with
@@ -167,9 +227,11 @@ class TrainConfig:
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     optimizer: OptimizerConfig = OptimizerConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = AugmentConfig(flips=True)
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen, as the others)
-    batch_norm_momentum: float | None = None
+    # At Keras' 0.99 a variance that starts at 1 takes 700 steps to come down to 0.001: on a small
+    # set Xception ends while it still evaluates with the running values it began with.
+    batch_norm_momentum: float | None = 0.9
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     early_stopping: int | None = None
     recipe: str = "default"
@@ -177,6 +239,9 @@ class TrainConfig:
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
+        _check_types(self)
+        if self.size is not None:
+            _range("size", self.size, least=1)
         _choice("stem", self.stem, Literal["auto", "imagenet", "small"])
         _choice("dtype", self.dtype, Literal["float32", "bfloat16", "float64"])
         _choice("fetch", self.fetch, Literal["auto", "resident", "streamed"])
@@ -216,23 +281,26 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; keys that are missing take their defaults.
+        """The inverse of :meth:`to_dict`; keys that are missing take their recipe's values.
 
         Raises:
-            InputError: an unknown key or a value of another type, by name.
+            InputError: an unknown key or recipe, or a value of another type, by name.
+
+        Example:
+            >>> TrainConfig.from_dict({"recipe": "medmnist", "epochs": 3}).optimizer.name
+            'adam'
         """
-        return _from_dict(cls, values, "")
+        if not isinstance(values, Mapping):
+            raise InputError(f"settings must be an object, got {values!r}")
+        recipe = cls.from_recipe(str(values.get("recipe", "default")))
+        return _from_dict(cls, _overlaid(recipe.to_dict(), values), "")
 
 
-# `default` was chosen on validation splits: benchmarks/recipes.py prints the comparison.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {
-        # At Keras' 0.99 a variance that starts at 1 takes 700 steps to come down to 0.001: on a
-        # small set Xception ends while it still evaluates with the running values it began with.
-        "batch_norm_momentum": 0.9,
-        "augment": AugmentConfig(flips=True, rotation=10, shift=0.1, scale=0.1, intensity=0.1),
-    },
+    "default": {},  # what TrainConfig says
     "medmnist": {
+        "augment": AugmentConfig(),
+        "batch_norm_momentum": None,
         "epochs": 100,
         "batch_size": 128,
         "optimizer": OptimizerConfig(
@@ -242,51 +310,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+def _overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes`` on top, key by key at every depth."""
+    result = dict(values)
+    for key, change in changes.items():
+        both = isinstance(values.get(key), Mapping) and isinstance(change, Mapping)
+        result[key] = _overlaid(values[key], change) if both else change
+    return result
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _refuse_unknown(cls: type, values: Mapping[str, Any], path: str) -> None:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {path}{near[0]}?" if near else f"expected {', '.join(known)}"
-            raise InputError(f"unknown setting {path}{key}; {hint}")
-
-
-def _from_dict(cls: type, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise InputError(
-            f"setting {path.rstrip('.') or 'config'} must be an object, got {values!r}"
-        )
-    _refuse_unknown(cls, values, path)
-    hints = typing.get_type_hints(cls)
-    made = {key: _convert(hints[key], value, path + key) for key, value in values.items()}
-    return cls(**made)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """``value`` from JSON as the annotated type, or an InputError that names the setting."""
-    if dataclasses.is_dataclass(hint):
-        return _from_dict(typing.cast(type, hint), value, path + ".")
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    for option in options:
-        if typing.get_origin(option) is Literal and value in typing.get_args(option):
-            return value
-        if option is type(None) and value is None:
-            return None
-        if option is bool and isinstance(value, bool):
-            return value
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if option is str and isinstance(value, str):
-            return value
-        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
-            inner = typing.get_args(option)[0]
-            return tuple(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
-    raise InputError(f"setting {path}: expected {_describe(hint)}, got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from flaxmed.data import as_dataset, load_dataset
 from flaxmed.data.pipeline import IndexStream
 from flaxmed.data.splits import describe, image_digests
 from flaxmed.evaluation.metrics import score
-from flaxmed.inference import predict_logits
+from flaxmed.inference import predict_logits, standardise
 from flaxmed.training import rundir
 from flaxmed.training.augment import make_transforms
 from flaxmed.training.batches import fetch_kind, images_before, open_batches
@@ -53,7 +54,7 @@ def train(
         config: every setting.
         data: a ``Dataset``, or arrays as ``flaxmed.data.as_dataset`` takes them; None to load
             ``config.dataset``.
-        out: run directory; None for ``runs/DATASET/MODEL-seedN``.
+        out: run directory; None for ``runs/DATASET[_SIZE]/MODEL[-RECIPE]-seedN``.
         data_dir: where data files lie or go; None for ``FLAXMED_DATA_DIR`` or the cache.
         progress: whether to show a bar, or lines where there is no terminal.
 
@@ -81,10 +82,11 @@ def train(
         dataset = load_dataset(config.dataset, size=config.size, data_dir=data_dir)
     else:
         dataset = as_dataset(data)
-    model = build_model(config, dataset.info, dataset.train.images.shape[1])
+    run_dir = Path(out) if out is not None else default_dir(config, dataset.info)
+    check_run(config, dataset, out=run_dir)
+    model = build_model(config, dataset.info, dataset.train.images.shape[1:3])
 
     # The folder: new, or this run's own.
-    run_dir = Path(out) if out is not None else default_dir(config, dataset.info)
     begun = rundir.claim(run_dir, config, describe(dataset))
     if begun and (run_dir / "run.json").exists():
         return load_run(run_dir)
@@ -142,8 +144,8 @@ def train(
             done += 1
             bar.advance(count)
             in_flight.append(loss)
-            if len(in_flight) > MAX_IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+            if len(in_flight) > MAX_IN_FLIGHT and not np.isfinite(in_flight.popleft()):
+                check_finite(state)
             if bar.due():
                 check_finite(state)
                 bar.loss(float(state.sums["loss"] / state.sums["weight"]))
@@ -171,7 +173,7 @@ def train(
                 name = signal.Signals(stop.signal).name
                 raise Interrupted(
                     f"{name} at step {done}: state saved; "
-                    f"go on with: flaxmed train --resume {run_dir}",
+                    f"{how_to_resume(run_dir, data_dir, own_data=data is not None)}",
                     stop.signal,
                 )
 
@@ -199,10 +201,57 @@ def train(
     return load_run(run_dir, model)
 
 
+def check_run(
+    config: TrainConfig, dataset: Dataset, *, out: str | os.PathLike[str] | None = None
+) -> None:
+    """Raise what :func:`train` would raise before its first step; writes nothing, draws no weight.
+
+    Args:
+        config: every setting.
+        dataset: the data.
+        out: run directory; None: no folder is looked at.
+
+    Raises:
+        InputError: an unknown network; images that are too small for it, or too few values per
+            batch to normalise; preprocessing or class weights that do not fit; a folder that
+            cannot be written or holds something else.
+
+    Example:
+        >>> from flaxmed.data.phantom import load_phantom
+        >>> data = load_phantom(size=16, n_train=8, n_val=8, n_test=8)
+        >>> check_run(TrainConfig(stem="imagenet"), data)
+        Traceback (most recent call last):
+        flaxmed.types.InputError: ResNet18 with stem "imagenet" needs images of at least 17x17 ...
+    """
+    class_weights(config, dataset)
+    size = dataset.train.images.shape[1:3]
+    model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
+    batch = padded_size(config.batch_size, make_mesh())
+    images = jax.ShapeDtypeStruct((batch, *size, dataset.info.channels), jnp.float32)
+
+    def trained(model: Any, images: jax.Array) -> jax.Array:
+        network = nnx.view(model, use_running_average=False)
+        return network(standardise(images, config.preprocessing))
+
+    nnx.eval_shape(trained, model, images)
+    if out is not None:
+        rundir.begun(Path(out), config, describe(dataset))
+
+
 def default_dir(config: TrainConfig, info: DatasetInfo) -> Path:
-    """``runs/DATASET[_SIZE]/MODEL-seedN``."""
+    """``runs/DATASET[_SIZE]/MODEL[-RECIPE]-seedN``; the recipe where it is not ``default``."""
     size = "" if config.size is None else f"_{config.size}"
-    return Path("runs") / f"{info.name}{size}" / f"{config.model}-seed{config.seed}"
+    recipe = "" if config.recipe == "default" else f"-{config.recipe}"
+    return Path("runs") / f"{info.name}{size}" / f"{config.model}{recipe}-seed{config.seed}"
+
+
+def how_to_resume(run_dir: Path, data_dir: str | os.PathLike[str] | None, *, own_data: bool) -> str:
+    """What to do after an interruption: a command to paste, or for ``data=...`` the same call."""
+    if own_data:
+        return f"go on with the same call, out={str(run_dir)!r}"
+    words = ["flaxmed", "train", "--resume", str(run_dir)]
+    words += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    return f"go on with: {shlex.join(words)}"
 
 
 def use_compilation_cache() -> None:
@@ -243,7 +292,10 @@ def class_weights(config: TrainConfig, dataset: Dataset) -> jax.Array | None:
 def check_finite(state: TrainState) -> None:
     """Raises RunError with the step at which the loss stopped being finite, if it did."""
     if (step := int(state.bad_step)) >= 0:
-        raise RunError(f"the training loss is not finite at step {step}; try a lower learning rate")
+        # counted from 1, as the steps done are everywhere
+        raise RunError(
+            f"the training loss is not finite at step {step + 1}; try a lower learning rate"
+        )
 
 
 def epoch_row(state: TrainState, done: int, per_epoch: int) -> dict[str, Any]:

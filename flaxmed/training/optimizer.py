@@ -17,10 +17,8 @@ def make_schedule(config: OptimizerConfig, *, epochs: int, steps_per_epoch: int)
 
     Args:
         config: its ``learning_rate``, ``schedule`` and ``warmup_epochs`` are used.
-        epochs, steps_per_epoch: the length of the run.
-
-    Raises:
-        InputError: the warm-up does not leave an epoch to train in.
+        epochs, steps_per_epoch: the length of the run; a warm-up that would fill it is cut to a
+            tenth of it.
 
     Example:
         >>> step = OptimizerConfig(schedule="step", learning_rate=1.0, warmup_epochs=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
     config = rundir.read_config(run_dir)
     dataset = rundir.read_json(run_dir / "dataset.json")
     info = DatasetInfo.from_dict(dataset)
-    model = build_model(config, info, dataset["image_shape"][0])
+    model = build_model(config, info, dataset["image_shape"][:2])
     if not (run_dir / "checkpoints" / "best").is_dir():
         raise InputError(f"{run_dir}: no checkpoint there yet")
     checkpoints = Checkpoints(run_dir / "checkpoints" / "best")
@@ -98,11 +98,11 @@ def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
     return model
 
 
-def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module:
-    """The configured network for a data set's images, checked; in evaluation mode.
+def build_model(config: TrainConfig, info: DatasetInfo, size: Sequence[int]) -> nnx.Module:
+    """The configured network for a data set's images of ``size`` (height, width); it evaluates.
 
     Raises:
-        InputError: unknown network, or images that are too small for it.
+        InputError: unknown network.
     """
     x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     if config.dtype == "float64" and not x64:
@@ -111,14 +111,12 @@ def build_model(config: TrainConfig, info: DatasetInfo, size: int) -> nnx.Module
         config.model,
         info.num_classes,
         in_channels=info.channels,
-        stem=("small" if size <= 64 else "imagenet") if config.stem == "auto" else config.stem,
+        stem=("small" if max(size) <= 64 else "imagenet") if config.stem == "auto" else config.stem,
         dtype=jnp.dtype(config.dtype),
         rngs=nnx.Rngs(config.seed),
     )
     if config.batch_norm_momentum is not None:
         set_batch_norm_momentum(model, config.batch_norm_momentum)
-    probe = jax.ShapeDtypeStruct((2, size, size, info.channels), jnp.float32)
-    nnx.eval_shape(lambda network, images: network(images), model, probe)
     model.preprocessing = config.preprocessing
     model.info = info
     return model

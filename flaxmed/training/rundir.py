@@ -93,16 +93,34 @@ def claim(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> boo
     Raises:
         InputError: the folder cannot be written, is not empty and no run, or holds another run.
     """
+    if begun(run_dir, config, dataset):
+        return True
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        entries = [entry.name for entry in run_dir.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{run_dir}: cannot be used as output folder: {error.strerror}") from None
-    if not os.access(run_dir, os.W_OK):
+    write_json(run_dir / "dataset.json", dataset)
+    write_json(run_dir / "config.json", {**config.to_dict(), "versions": versions()})
+    return False
+
+
+def begun(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> bool:
+    """Whether this run was begun in ``run_dir``; False where the folder is free for it.
+
+    Raises:
+        InputError: as :func:`claim`; nothing is written.
+    """
+    there = run_dir
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{run_dir}: cannot be used as output folder: {there} is a file")
+    if not os.access(there, os.W_OK):
         raise InputError(f"{run_dir}: the output folder cannot be written")
+    if there != run_dir:
+        return False
+    entries = [entry.name for entry in run_dir.iterdir() if not entry.name.startswith(".")]
     if not entries:
-        write_json(run_dir / "dataset.json", dataset)
-        write_json(run_dir / "config.json", {**config.to_dict(), "versions": versions()})
         return False
     if "config.json" not in entries:
         raise InputError(f"{run_dir}: the output folder is not empty and holds no run")
@@ -171,7 +189,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], 1):  # a whole line ends with a newline
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             raise InputError(f"{path}, line {number}: not readable as JSON") from None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise InputError(f"{path}, line {number}: expected an object with the number 'step'")
+        rows.append(row)
     return rows
