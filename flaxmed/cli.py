@@ -18,10 +18,17 @@ from flaxmed import __version__
 from flaxmed.types import InputError, RunError
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors as the one line that every other bad input gets."""
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors as the one line that every other bad input gets.
+
+    Example:
+        >>> Parser(prog="p").parse_args(["--size"])
+        Traceback (most recent call last):
+        flaxmed.types.InputError: unrecognized arguments: --size (see p --help)
+    """
 
     def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
@@ -67,14 +74,14 @@ def _dispatch(argv: Sequence[str] | None) -> None:
     arguments.call(arguments)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="flaxmed",
         description="Train and compare ResNet-18, DenseNet-121 and Xception on medical images.",
         epilog="Not a medical device: for research and teaching.",
     )
     parser.add_argument("--version", action="version", version=f"flaxmed {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_train(commands)
     _add_evaluate(commands)
     _add_compare(commands)
@@ -89,7 +96,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--model", help="resnet18, densenet121 or xception")
     command.add_argument("--size", type=int, help="image side in pixels, where there is a choice")
     command.add_argument("--stem", help="imagenet, small or auto (small up to 64 px)")
-    command.add_argument("--recipe", default="default", help="default or medmnist")
+    command.add_argument("--recipe", help="default or medmnist")
     command.add_argument("--epochs", type=int)
     command.add_argument("--batch-size", type=int)
     command.add_argument("--learning-rate", type=float)
@@ -119,7 +126,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from flaxmed.training.rundir import read_config
 
     if arguments.resume is not None:
-        given = [name for name in ("out", "config", *_SETTINGS) if getattr(arguments, name, None)]
+        allowed = ("call", "resume", "data_dir")
+        given = [n for n, v in vars(arguments).items() if v is not None and n not in allowed]
         if given:
             raise InputError(
                 "--resume takes its settings from the run; "
@@ -152,10 +160,12 @@ def _config(arguments: argparse.Namespace) -> Any:
 
     from flaxmed.training import TrainConfig, parse_augment
 
-    if arguments.config is not None:
-        config = TrainConfig.from_dict(_read_settings(arguments.config))
+    if arguments.config is None:
+        config = TrainConfig.from_recipe(arguments.recipe or "default")
+    elif arguments.recipe is None:
+        config = _file_config(arguments.config)
     else:
-        config = TrainConfig.from_recipe(arguments.recipe)
+        raise InputError('--config names its recipe as "recipe"; leave out --recipe')
     values = config.to_dict()
     for name in _SETTINGS:
         if getattr(arguments, name) is not None:
@@ -167,6 +177,20 @@ def _config(arguments: argparse.Namespace) -> Any:
     if arguments.class_weights is not None:
         values["class_weights"] = _class_weights(arguments.class_weights)
     return TrainConfig.from_dict(values)
+
+
+def _file_config(path: Path) -> Any:
+    """The settings of a file; what it leaves out is its recipe's."""
+    from flaxmed.training import TrainConfig
+
+    values = _read_settings(path)
+    try:
+        if not isinstance(values, dict):
+            raise InputError(f"expected an object of settings, got {type(values).__name__}")
+        values.pop("versions", None)  # the config.json of a run has them
+        return TrainConfig.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _class_weights(words: list[str]) -> Any:
@@ -185,7 +209,7 @@ def _read_settings(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
 
 
@@ -208,7 +232,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _add_compare(commands: Any) -> None:
     command = commands.add_parser("compare", help="runs side by side, a column per network")
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories, or predictions .npz"
+    )
     command.add_argument("--out", type=Path, help="also write table and figures to this folder")
     command.set_defaults(call=_compare)
 
@@ -217,10 +243,25 @@ def _compare(arguments: argparse.Namespace) -> None:
     from flaxmed.evaluation import compare_runs, write_comparison
 
     if arguments.out is None:
-        print(compare_runs(arguments.runs))
+        files = [path for path in arguments.runs if path.suffix == ".npz"]
+        if len(files) not in (0, len(arguments.runs)):
+            raise InputError(f"{files[0]}: expected run directories alone, or predictions alone")
+        print(_compare_files(files) if files else compare_runs(arguments.runs))
         return
     print(write_comparison(arguments.runs, arguments.out))
     print(f"\nwritten to {arguments.out}")
+
+
+def _compare_files(paths: list[Path]) -> Any:
+    """Predictions from anywhere, a column each, named by their files."""
+    from flaxmed.evaluation import compare
+    from flaxmed.types import Predictions
+
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else list(map(str, paths))
+    if len(set(names)) < len(names):
+        raise InputError(f"{max(names, key=names.count)}: given twice")
+    return compare({n: Predictions.load(path) for n, path in zip(names, paths, strict=True)})
 
 
 def _add_summary(commands: Any) -> None:

@@ -61,12 +61,18 @@ def test_version_and_help(capsys):
         (["train", "--recipe", "best"], "unknown recipe 'best'; expected one of default, medmnist"),
         (["train", "--stem", "tiny"], "setting stem: expected 'auto'"),
         (["train", "--epochs", "0"], "setting epochs: expected a number at least 1, got 0"),
-        (["train", "--augment", "mirror"], "--augment mirror: expected none or flips"),
+        (["train", "--augment", "mirror"], "--augment mirror: expected none alone, or flips"),
         (["train", "--class-weights", "a", "b"], "--class-weights: expected balanced or numbers"),
         (["train", "--dataset", "breastmnist", "--size", "32"], "28"),
         (["train", "--resume", "no/such/run"], "no/such/run"),
         (["train", "--config", "no/such.json"], "no/such.json"),
+        (["train", "--resume", "r", "--seed", "0"], "leave out --seed"),
+        (["train", "--resume", "r", "--learning-rate", "9"], "leave out --learning-rate"),
+        (["train", "--config", "c", "--recipe", "medmnist"], "leave out --recipe"),
+        (["train", "--augment", "none", "flips"], "--augment none: expected none alone"),
+        (["train", "--dataset", "~no-such-user/a.npz"], "~no-such-user/a.npz"),
         (["evaluate", "no/such/run"], "no/such/run"),
+        (["compare", "a.npz", "no/such/run"], "a.npz: expected run directories alone"),
         (["compare", "no/such/run"], "no/such/run"),
         (["summary", "resnet50"], "resnet50"),
         (["summary", "resnet18", "--size", "4"], "at least"),
@@ -137,8 +143,45 @@ def test_a_config_file_is_checked_by_key(capsys, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"optimizer": {"learning_rat": 0.1}}))
     assert "did you mean optimizer.learning_rate?" in fails(capsys, "train", "--config", path)
+    path.write_text(json.dumps({"recipe": "nonsense"}))
+    assert "config.json: unknown recipe 'nonsense'" in fails(capsys, "train", "--config", path)
+    path.write_text("[]")
+    assert "config.json: expected an object of settings" in fails(capsys, "train", "--config", path)
+    path.write_text("[" * 100_000)
+    assert "config.json: not readable as JSON" in fails(capsys, "train", "--config", path)
     path.write_text("{")
     assert "not readable as JSON" in fails(capsys, "train", "--config", path)
+
+
+def test_a_data_folder_that_is_a_file_is_refused(capsys, tmp_path):
+    (tmp_path / "data").write_text("")
+    line = fails(capsys, "train", "--dataset", "bloodmnist", "--data-dir", tmp_path / "data")
+    assert "data: is a file; expected the folder" in line
+
+
+def test_predictions_files_are_compared_without_their_runs(capsys, tmp_path):
+    for name in ("a", "b"):
+        p = Predictions(labels=[0, 1, 1, 0], logits=[[1, 0], [0, 1], [1, 0], [2, 0]], task="binary")
+        p.save(tmp_path / f"{name}.npz")
+    files = [str(tmp_path / f"{name}.npz") for name in ("a", "b")]
+    assert main(["compare", *files]) == 0
+    assert "test accuracy   0.7500   0.7500" in capsys.readouterr().out
+    assert "given twice" in fails(capsys, "compare", files[0], files[0])
+
+
+def test_the_example_refuses_a_mistake_in_its_last_network_before_it_trains(tmp_path):
+    example = Path(__file__).parents[1] / "examples" / "train_medmnist.py"
+    for words, expected in (
+        (["--models", "resnet18", "resnet19"], "unknown model 'resnet19'"),
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+    ):
+        command = [sys.executable, str(example), *words, "--out", "runs"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("flaxmed: error: ")
+        assert done.stderr.count("\n") == 1
+        assert expected in done.stderr
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_digest_is_refused(capsys, tmp_path):
