@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ def main() -> None:
         write_json(
             args.json,
             {
-                "command": " ".join(["python", *sys.argv]),
+                "command": shlex.join(["python", *sys.argv]),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
                 "versions": versions(),

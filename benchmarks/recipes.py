@@ -2,6 +2,9 @@
 
     python benchmarks/recipes.py --datasets breastmnist pneumoniamnist retinamnist --seeds 0 1 2
 
+`benchmarks/results/recipes_breastmnist.json` holds what the choice rests on so far: six candidates,
+two seeds each, on one data set of 78 validation images, where seeds differ by 0.02 in AUC.
+
 Test splits are never looked at. Each line is the mean over seeds of the best epoch's validation
 AUC, with its range; the JSON holds every run's curve. The imagenet stem at 28 px makes a run take a
 minute or two on two CPU cores, where the small stem takes ten; --stem small repeats it there.
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,21 +29,19 @@ from flaxmed.training import AugmentConfig, OptimizerConfig, TrainConfig, train
 from flaxmed.training.rundir import versions, write_json
 
 ADAMW = OptimizerConfig()
+MILD = AugmentConfig(flips=True, rotation=10, shift=0.1, scale=0.1, intensity=0.1)
 
 # name -> the recipe it starts from, and what differs from it
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "medmnist": ("medmnist", {}),
     "default": ("default", {}),
     "no augmentation": ("default", {"augment": AugmentConfig()}),
-    "mild augmentation": (
-        "default",
-        {"augment": AugmentConfig(flips=True, rotation=10, shift=0.1, scale=0.1, intensity=0.1)},
-    ),
+    "mild augmentation": ("default", {"augment": MILD}),
     "stronger augmentation": (
         "default",
         {"augment": AugmentConfig(flips=True, rotation=20, shift=0.15, scale=0.2, intensity=0.2)},
     ),
-    "batch 32": ("default", {"batch_size": 32}),
+    "mild, batch 32": ("default", {"augment": MILD, "batch_size": 32}),
     "rate 3e-4": ("default", {"optimizer": dataclasses.replace(ADAMW, learning_rate=3e-4)}),
     "rate 3e-3": ("default", {"optimizer": dataclasses.replace(ADAMW, learning_rate=3e-3)}),
     "SGD rate 0.05": (
@@ -101,7 +103,7 @@ def main() -> None:
         write_json(
             args.json,
             {
-                "command": " ".join(sys.argv),
+                "command": shlex.join(["python", *sys.argv]),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": f"{platform.machine()}, CPU",
                 "flaxmed": flaxmed.__version__,
