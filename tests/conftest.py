@@ -119,3 +119,21 @@ def pytest_report_header() -> str:
     """Which copy of the package is tested: the checkout, or an installed one."""
     spec = importlib.util.find_spec("flaxmed")
     return f"flaxmed: {spec.origin if spec else 'not found'}"
+
+
+_group_before: list[str | None] = [None]
+
+
+@pytest.fixture(autouse=True)
+def forget_the_programs_of_other_groups(request: pytest.FixtureRequest) -> None:
+    """In a worker process, drop what the last ``xdist_group`` compiled when another one begins.
+
+    A group is one network, whose tests share programs; those of all networks take ten gigabytes.
+    """
+    marker = request.node.get_closest_marker("xdist_group")
+    group = str(marker.args[0]) if marker else None
+    if "PYTEST_XDIST_WORKER" in os.environ and _group_before[0] not in (None, group):
+        import jax
+
+        jax.clear_caches()
+    _group_before[0] = group
