@@ -96,8 +96,7 @@ def file_md5(path: Path, *, name: str | None = None) -> str:
         stat = path.stat()
         if stat.st_size <= _ALWAYS_HASH:
             return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        with open(path, "rb"):
-            pass  # readable
+        path.open("rb").close()  # a large one, too, is refused here
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read: {error.strerror}; expected a file that you may read"

@@ -188,8 +188,8 @@ class AugmentConfig:
 class TrainConfig:
     """All that decides what a run computes: the same config and data give the same model.
 
-    Its own values are those of the ``default`` recipe, which was chosen on validation splits:
-    ``benchmarks/recipes.py`` prints the comparison.
+    Its own values are those of the ``default`` recipe, which was chosen on BreastMNIST's
+    validation split: ``benchmarks/recipes.py`` prints the comparison.
 
     Attributes:
         dataset: a name that ``flaxmed.load_dataset`` knows, or a path to an ``.npz`` file; with
