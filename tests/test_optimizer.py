@@ -1,0 +1,111 @@
+"""The optimisers and schedules of the recipes beside torch's own, step by step."""
+
+import importlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+from oracles.compare import require
+
+from flaxmed.training import OptimizerConfig, TrainConfig
+from flaxmed.training.optimizer import make_optimizer
+
+EPOCHS, STEPS_PER_EPOCH = 20, 3
+SHAPES = {"kernel": (5, 4), "bias": (4,)}
+
+PUBLISHED = TrainConfig.from_recipe("medmnist").optimizer
+CASES = {
+    "medmnist": PUBLISHED,
+    "adamw": OptimizerConfig(
+        name="adamw", learning_rate=1e-2, schedule="constant", warmup_epochs=0, weight_decay=0.1
+    ),
+    "clipped": OptimizerConfig(
+        name="adam",
+        learning_rate=1e-2,
+        schedule="constant",
+        warmup_epochs=0,
+        weight_decay=0.0,
+        clip_norm=0.5,
+    ),
+    "cosine": OptimizerConfig(
+        name="sgd", learning_rate=1e-2, warmup_epochs=0, weight_decay=1e-2, clip_norm=None
+    ),
+}
+
+
+@pytest.fixture
+def torch():
+    require("torchvision")
+    return importlib.import_module("torch")
+
+
+def theirs(torch, config, start, gradients):
+    """Parameters after every step: torch's optimiser, its scheduler called after each epoch."""
+    tensors = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    groups = [
+        {"params": [tensors["kernel"]], "weight_decay": config.weight_decay},
+        {"params": [tensors["bias"]], "weight_decay": 0.0},
+    ]
+    rate = {"lr": config.learning_rate}
+    if config.name == "adam":
+        optimizer = torch.optim.Adam(tensors.values(), **rate)
+    elif config.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, **rate)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, **rate)
+    scheduler, every = None, STEPS_PER_EPOCH
+    if config.schedule == "step":
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(
+            optimizer,
+            [int(part * EPOCHS) for part in config.step_milestones],
+            gamma=config.step_factor,
+        )
+    elif config.schedule == "cosine":
+        scheduler, every = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * STEPS_PER_EPOCH),
+            1,
+        )
+    for step, gradient in enumerate(gradients):
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(gradient[name])
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(tensors.values(), config.clip_norm)
+        optimizer.step()
+        if scheduler is not None and (step + 1) % every == 0:
+            scheduler.step()
+        yield {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def ours(config, start, gradients):
+    optimizer = make_optimizer(config, epochs=EPOCHS, steps_per_epoch=STEPS_PER_EPOCH)
+    params, state = start, optimizer.init(start)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        yield jax.tree.map(np.asarray, params)
+
+
+def test_the_published_recipe_is_adam_with_two_drops():
+    assert (PUBLISHED.name, PUBLISHED.schedule, PUBLISHED.learning_rate) == ("adam", "step", 1e-3)
+    assert (PUBLISHED.step_milestones, PUBLISHED.step_factor) == ((0.5, 0.75), 0.1)
+    assert PUBLISHED.clip_norm is None
+    assert not PUBLISHED.warmup_epochs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_is_torchs(torch, case):
+    config, rng = CASES[case], np.random.default_rng(0)
+    with jax.enable_x64(True):
+        start = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+        gradients = [
+            {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+            for _ in range(EPOCHS * STEPS_PER_EPOCH)
+        ]
+        pairs = zip(
+            ours(config, start, gradients), theirs(torch, config, start, gradients), strict=True
+        )
+        for step, (a, b) in enumerate(pairs):
+            for name in SHAPES:
+                moved = np.linalg.norm(b[name] - start[name])
+                assert np.linalg.norm(a[name] - b[name]) <= 1e-6 * moved, (step, name)
