@@ -45,6 +45,9 @@ def _isolate() -> None:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ["HOME"] = home
     os.environ["XDG_CACHE_HOME"] = os.path.join(home, ".cache")
+    # Compiled programs, shared with worker processes: they inherit the place.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(home, "xla")
 
     # Started processes are out of reach of the guard below; this proxy refuses every connection.
     for name in ("http_proxy", "https_proxy", "all_proxy"):
@@ -121,19 +124,22 @@ def pytest_report_header() -> str:
     return f"flaxmed: {spec.origin if spec else 'not found'}"
 
 
-_group_before: list[str | None] = [None]
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stops where ``--dist loadgroup`` would silently spread a group over the processes."""
+    for item in session.items if getattr(session.config.option, "loadgroup", False) else ():
+        if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+            raise pytest.UsageError("this pytest-xdist does not group tests under this pytest")
 
 
 @pytest.fixture(autouse=True)
-def forget_the_programs_of_other_groups(request: pytest.FixtureRequest) -> None:
-    """In a worker process, drop what the last ``xdist_group`` compiled when another one begins.
+def forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In a worker process, drop what a test in an ``xdist_group`` compiled: a whole network.
 
-    A group is one network, whose tests share programs; those of all networks take ten gigabytes.
+    Those of all networks take ten gigabytes. What is needed again comes from the cache on disk.
     """
-    marker = request.node.get_closest_marker("xdist_group")
-    group = str(marker.args[0]) if marker else None
-    if "PYTEST_XDIST_WORKER" in os.environ and _group_before[0] not in (None, group):
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and request.node.get_closest_marker("xdist_group"):
         import jax
 
         jax.clear_caches()
-    _group_before[0] = group

@@ -123,7 +123,7 @@ BAD_FILES = {
         ),
         "val",
     ),
-    "too small": (lambda path: save(path, size=6), "at least"),
+    "too small": (lambda path: save(path, size=6), "own: ResNet18 with stem"),
     "absent": (lambda path: None, "own.npz"),
 }
 

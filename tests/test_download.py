@@ -94,7 +94,7 @@ def test_progress_can_be_silent(server, tmp_path, capsys):
 )
 def test_failures_leave_nothing_behind(route, message, server, tmp_path):
     with pytest.raises(InputError, match=message) as error:
-        download(server + route, tmp_path / "a.npz", md5=MD5, hint="do this")
+        download(server + route, tmp_path / "new" / "cache" / "a.npz", md5=MD5, hint="do this")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flaxmed.data.npz import make_dir, written_whole
+from flaxmed.data.npz import made_dir, written_whole
 from flaxmed.types import InputError
 
 _CHUNK = 2**18
@@ -41,10 +41,9 @@ def download(url: str, target: Path, *, md5: str, hint: str = "", progress: bool
         RunError: the disk is full.
     """
     check_url(url)
-    make_dir(target.parent)
     hint = f"; {hint}" if hint else ""
     digest = hashlib.md5(usedforsecurity=False)
-    with written_whole(target) as file:
+    with made_dir(target.parent), written_whole(target) as file:
         try:
             for chunk in _chunks(url, target.name, progress):
                 digest.update(chunk)

@@ -18,7 +18,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -56,6 +56,23 @@ def make_dir(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder}: cannot create this folder: {error.strerror}") from None
     return folder
+
+
+@contextmanager
+def made_dir(folder: Path) -> Iterator[Path]:
+    """:func:`make_dir`; what it created is gone again when the block fails and left it empty.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield make_dir(folder)
+    except BaseException:
+        for path in created:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextmanager

@@ -232,7 +232,10 @@ class DenseNet(nnx.Module):
 
 
 class DenseNet121(DenseNet):
-    """DenseNet-121: see ``DenseNet``.
+    """DenseNet-121 (Huang et al. 2017, Table 1): :class:`DenseNet` with 6, 12, 24, 16 layers.
+
+    Floating-point images ``[N, H, W, in_channels]`` give logits ``[N, num_classes]``; arguments and
+    errors are those of :class:`DenseNet`. With ``stem="imagenet"`` it is torchvision's network.
 
     Example:
         >>> model = nnx.eval_shape(lambda: DenseNet121(2, rngs=nnx.Rngs(0)))  # shapes alone

@@ -206,7 +206,11 @@ class ResNet(nnx.Module):
 
 
 class ResNet18(ResNet):
-    """ResNet-18: see ``ResNet``.
+    """ResNet-18 (He et al. 2016, Table 1): :class:`ResNet` with stages of two basic blocks each.
+
+    Floating-point images ``[N, H, W, in_channels]`` give logits ``[N, num_classes]``; arguments and
+    errors are those of :class:`ResNet`. With ``stem="imagenet"`` it is torchvision's network, with
+    ``stem="small"`` MedMNIST's.
 
     Example:
         >>> model = nnx.eval_shape(lambda: ResNet18(2, rngs=nnx.Rngs(0)))  # shapes alone

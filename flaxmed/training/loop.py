@@ -221,7 +221,7 @@ def check_run(
         >>> data = load_phantom(size=16, n_train=8, n_val=8, n_test=8)
         >>> check_run(TrainConfig(stem="imagenet"), data)
         Traceback (most recent call last):
-        flaxmed.types.InputError: ResNet18 with stem "imagenet" needs images of at least 17x17 ...
+        flaxmed.types.InputError: phantom: ResNet18 with stem "imagenet" needs images ...
     """
     class_weights(config, dataset)
     size = dataset.train.images.shape[1:3]
@@ -233,7 +233,10 @@ def check_run(
         network = nnx.view(model, use_running_average=False)
         return network(standardise(images, config.preprocessing))
 
-    nnx.eval_shape(trained, model, images)
+    try:
+        nnx.eval_shape(trained, model, images)
+    except InputError as error:
+        raise InputError(f"{dataset.info.name}: {error}") from None
     if out is not None:
         rundir.begun(Path(out), config, describe(dataset))
 

@@ -28,11 +28,12 @@ Deviations = dict[str, float]
 FLOAT64_TOLERANCE = 1e-8  # relative L2, every tensor
 LOGITS_TOLERANCE = 1e-4  # float32: of the spread (standard deviation) of the logits
 GRADIENT_FACTOR = 2.0  # float32: of the reference's own float32 error
-GRADIENT_DRAWS = 3
+GRADIENT_DRAWS = 16
 FLIP = 4e-2  # what one other decision of a ReLU was seen to do to a gradient of PyTorch's float32
 
 EVALUATION_BATCH = 2
 TRAINING_BATCH = 4
+GRADIENT_BATCH = 2  # float32: fewer activations that may fall on either side of zero
 # A tensor whose norm is below this part of the largest of its kind counts as zero but for rounding
 # and is measured against this part instead: see relative_l2.
 FLOOR = 1e-6
@@ -100,12 +101,13 @@ def check(deviations: Deviations, tolerance: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GradientErrors:
-    """Float32 errors of every gradient in several draws of the images, and the reference's own.
+    """Float32 errors of every gradient in many draws of the images, and the reference's own.
 
     They have two sources. Rounding errors add up smoothly, to about 1e-5. And where an activation
     is zero to rounding, a ReLU or a pool may decide otherwise than in float64; one such decision
     moves the gradients before it by up to FLIP, and which side it hits in which draw is luck. So
-    rounding is judged by each tensor's smallest error over the draws, decisions by their size.
+    rounding is judged tensor by tensor in the draws without such a decision, taken to be the best
+    tenth; the decisions by the size of the largest error.
 
     Attributes:
         ours: Relative L2 errors by tensor, of every draw.
@@ -115,27 +117,21 @@ class GradientErrors:
     ours: list[Deviations]
     theirs: list[Deviations]
 
-    @staticmethod
-    def rounding(draws: list[Deviations]) -> float:
-        """Root mean square over the tensors of the smallest error over the draws."""
-        smallest = [min(draw[name] for draw in draws) for name in draws[0]]
-        return float(np.sqrt(np.mean(np.square(smallest))))
-
-    @staticmethod
-    def largest(draws: list[Deviations]) -> float:
-        """Of all tensors and draws."""
-        return max(worst(draw) for draw in draws)
+    def ratios(self) -> Deviations:
+        """Rounding errors of every gradient, as multiples of the reference's own."""
+        ours, theirs = _lower_decile(self.ours), _lower_decile(self.theirs)
+        return {name: ours[name] / theirs[name] for name in theirs}
 
     def check(self) -> None:
-        """Asserts that neither error is more than GRADIENT_FACTOR times the reference's."""
-        ours, theirs = self.rounding(self.ours), self.rounding(self.theirs)
-        assert ours <= GRADIENT_FACTOR * theirs, (
-            f"beyond {GRADIENT_FACTOR} x {theirs:.2e}: {ours:.2e}"
-        )
-        ours, theirs = self.largest(self.ours), max(self.largest(self.theirs), FLIP)
-        assert ours <= GRADIENT_FACTOR * theirs, (
-            f"beyond {GRADIENT_FACTOR} x {theirs:.2e}: {ours:.2e}"
-        )
+        """Asserts that no error is more than GRADIENT_FACTOR times the reference's."""
+        check(self.ratios(), GRADIENT_FACTOR)
+        largest = max(map(worst, self.theirs))
+        for draw in self.ours:
+            check(draw, GRADIENT_FACTOR * max(largest, FLIP))
+
+
+def _lower_decile(draws: list[Deviations]) -> Deviations:
+    return {name: float(np.quantile([d[name] for d in draws], 0.1)) for name in draws[0]}
 
 
 @contextlib.contextmanager
@@ -148,7 +144,8 @@ def precision(dtype: type) -> Iterator[None]:
 class Comparison:
     """flaxmed beside a reference, both with the same random weights and statistics.
 
-    The reference's results are kept, flaxmed's are not, except for one float64 training step.
+    The reference and its results are kept, with what Keras compiled for it; flaxmed's are not,
+    except for one float64 training step.
 
     Attributes:
         case: The network and its reference.
@@ -161,6 +158,7 @@ class Comparison:
         self.case = self.ours_case = CASES[name]
         self.channels = channels
         self.size = size or self.case.sizes[0]
+        self._references: dict[type, Any] = {}
 
     def beside(self, case: Case) -> Comparison:
         """The same reference beside another network of flaxmed: to see the comparison fail."""
@@ -183,12 +181,14 @@ class Comparison:
 
     def reference(self, dtype: type) -> Any:
         """The other side with the weights loaded. Inside ``precision``."""
-        if self.case.package == "keras":
-            reference: Any = KerasReference(self.case, self.channels, dtype, self.size)
-        else:
-            reference = TorchReference(self.case, self.channels, dtype)
-        reference.load(self.weights)
-        return reference
+        if dtype not in self._references:
+            self._references[dtype] = (
+                KerasReference(self.case, self.channels, dtype, self.size)
+                if self.case.package == "keras"
+                else TorchReference(self.case, self.channels, dtype)
+            )
+        self._references[dtype].load(self.weights)
+        return self._references[dtype]
 
     @functools.cached_property
     def their_evaluation(self) -> tuple[np.ndarray, Tensors]:
@@ -251,39 +251,24 @@ class Comparison:
         with precision(np.float64):
             return relative_l2(self.ours(np.float64).sgd(*self._batch()), self.their_sgd)
 
-    @functools.cached_property
-    def their_gradient_errors(self) -> tuple[list[Tensors], list[Deviations]]:
-        """The reference's float64 gradients of each draw, and its float32 errors from them."""
-        with precision(np.float64):
-            wide = self.reference(np.float64)
-            exact = []
-            for seed in range(GRADIENT_DRAWS):
-                wide.load(self.weights)
-                exact.append(wide.step(*self._batch(seed)).gradients)
-        reference = self.reference(np.float32)
-        errors = []
-        for seed, gradients in enumerate(exact):
-            reference.load(self.weights)
-            errors.append(relative_l2(reference.step(*self._batch(seed)).gradients, gradients))
-        return exact, errors
-
     def gradients_float32(self) -> GradientErrors:
         """Float32: errors of every gradient, ours and the reference's own, in several draws.
 
         Both are relative L2 errors against the reference's float64.
         """
-        exact, theirs = self.their_gradient_errors
-        ours = self.ours(np.float32)
-        return GradientErrors(
-            [
-                relative_l2(ours.step(*self._batch(seed)).gradients, gradients)
-                for seed, gradients in enumerate(exact)
-            ],
-            theirs,
-        )
+        ours, theirs = self.ours(np.float32), self.reference(np.float32)
+        errors = GradientErrors([], [])
+        for seed in range(GRADIENT_DRAWS):
+            batch = images_and_labels(self.size, self.channels, GRADIENT_BATCH, seed)
+            with precision(np.float64):
+                exact = self.reference(np.float64).step(*batch).gradients
+            theirs.load(self.weights)
+            errors.theirs.append(relative_l2(theirs.step(*batch).gradients, exact))
+            errors.ours.append(relative_l2(ours.step(*batch).gradients, exact))
+        return errors
 
     def _images(self) -> np.ndarray:
         return images_and_labels(self.size, self.channels, EVALUATION_BATCH)[0]
 
-    def _batch(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        return images_and_labels(self.size, self.channels, TRAINING_BATCH, seed)
+    def _batch(self) -> tuple[np.ndarray, np.ndarray]:
+        return images_and_labels(self.size, self.channels, TRAINING_BATCH)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cases import CLASSES, LEARNING_RATE, MOMENTUM, STEPS, Case, Step, Tensors
+from .cases import CLASSES, LEARNING_RATE, MOMENTUM, STEPS, UNPOLISHED, Case, Step, Tensors
 
 
 @functools.cache
@@ -90,7 +90,8 @@ class KerasReference:
 
     def tensors(self) -> Tensors:
         """Every variable by path."""
-        return {v.path: np.asarray(v.value) for v in self.model.variables if v.path}
+        values = [np.asarray(variable.value) for variable in self.model.variables]
+        return dict(zip(self._fresh_paths(), values, strict=True))
 
     def load(self, tensors: Tensors) -> None:
         """Takes all variables; ``tensors`` number the unnamed layers as a fresh process would."""
@@ -104,7 +105,7 @@ class KerasReference:
     def evaluate(self, images: np.ndarray) -> tuple[np.ndarray, Tensors]:
         """Logits and the maps that flaxmed names."""
         variables = self._values(self.probe)
-        call = jax.jit(lambda t, n, x: self.probe.stateless_call(t, n, x, training=False))
+        call = self._jit(lambda t, n, x: self.probe.stateless_call(t, n, x, training=False))
         with precision(self.keras, self.dtype):
             outputs, _ = call(*variables, jnp.asarray(images, self.dtype))
         logits, maps = jax.tree.map(np.asarray, outputs)
@@ -118,7 +119,7 @@ class KerasReference:
             logits, moved = self.model.stateless_call(trainable, other, images, training=True)
             return cross_entropy(labels, logits), (logits, moved)
 
-        return jax.jit(jax.value_and_grad(objective, has_aux=True))
+        return self._jit(jax.value_and_grad(objective, has_aux=True))
 
     def _step(self, trainable: Any, other: Any, images: np.ndarray, labels: np.ndarray) -> Any:
         with precision(self.keras, self.dtype):
@@ -143,7 +144,7 @@ class KerasReference:
             optimizer.build(self.model.trainable_variables)
         trainable, other = self._values(self.model)
         slots = [v.value for v in optimizer.variables]
-        update = jax.jit(optimizer.stateless_apply)
+        update = self._jit(optimizer.stateless_apply)
         for _ in range(STEPS):
             (_, (_, other)), gradients = self._step(trainable, other, images, labels)
             with precision(self.keras, self.dtype):
@@ -151,6 +152,9 @@ class KerasReference:
         return self._named(self.model.trainable_variables, trainable) | self._named(
             self.model.non_trainable_variables, other
         )
+
+    def _jit(self, function: Any) -> Any:
+        return jax.jit(function, compiler_options=UNPOLISHED if self.dtype is np.float64 else None)
 
     def _values(self, model: Any) -> tuple[list[Any], list[Any]]:
         return (

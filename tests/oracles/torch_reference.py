@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,10 @@ def import_packages() -> tuple[Any, Any, Any]:
             _LIBRARIES.append(library)
             torchvision = importlib.import_module("torchvision")
         timm = importlib.import_module("timm")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The threads of several processes would wait for each other at every barrier: with two of
+        # them on two cores a backward pass of half a second takes minutes.
+        torch.set_num_threads(1)
     return torch, torchvision, timm
 
 
@@ -61,7 +66,10 @@ class TorchReference:
         else:
             build = {"ResNet18": "resnet18", "DenseNet121": "densenet121"}[network]
             self.model = getattr(torchvision.models, build)(weights=None, num_classes=classes)
-            _set_stem(self.torch, self.model, channels, small=case.options.get("stem") == "small")
+            if case.options.get("stem") == "small":
+                _medmnist_stem(self.torch, self.model, channels)
+            elif channels != 3:
+                _imagenet_stem(self.torch, self.model, channels)
         self.model.to(self.dtype).eval()
         self.stages = {"ResNet18": _resnet, "DenseNet121": _densenet, "Xception": _xception}[
             network
@@ -73,8 +81,12 @@ class TorchReference:
         return sum(p.numel() for p in self.model.parameters())
 
     def tensors(self) -> Tensors:
-        """Every parameter and buffer by name."""
-        return {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
+        """Every parameter and running statistic by name."""
+        return {
+            name: value.numpy().copy()
+            for name, value in self.model.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
 
     def load(self, tensors: Tensors) -> None:
         """Takes all parameters and statistics; torch refuses what does not fit."""
@@ -128,7 +140,7 @@ class TorchReference:
         for _ in range(STEPS):
             self.step(images, labels)
             optimizer.step()
-        return {n: v for n, v in self.tensors().items() if not n.endswith("num_batches_tracked")}
+        return self.tensors()
 
     def _nchw(self, images: np.ndarray) -> Any:
         return self.torch.tensor(images.transpose(0, 3, 1, 2).copy(), dtype=self.dtype)
@@ -138,18 +150,22 @@ def _nhwc(tensor: Any) -> np.ndarray:
     return tensor.numpy().transpose(0, 2, 3, 1)
 
 
-def _set_stem(torch: Any, model: Any, channels: int, *, small: bool) -> None:
-    """Another number of input channels; MedMNIST's 3x3 stem without a pool where asked for."""
-    shape: dict[str, Any] = (
-        {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "stride": 2, "padding": 3}
-    )
-    stem = torch.nn.Conv2d(channels, 64, bias=False, **shape)
+def _imagenet_stem(torch: Any, model: Any, channels: int) -> None:
+    """Another number of input channels than torchvision's three."""
+    stem = torch.nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     if hasattr(model, "features"):
         model.features.conv0 = stem
     else:
         model.conv1 = stem
-        if small:
-            model.maxpool = torch.nn.Identity()
+
+
+def _medmnist_stem(torch: Any, model: Any, channels: int) -> None:
+    """MedMNIST's ResNet-18: a 3x3 stem without a pool, torch's own initial values throughout."""
+    model.conv1 = torch.nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+    model.maxpool = torch.nn.Identity()
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 Stages = list[tuple[str, str, Callable[[Any], Any]]]
