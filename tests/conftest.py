@@ -32,7 +32,6 @@ def _isolate() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("KERAS_BACKEND", "jax")
     os.environ["MPLBACKEND"] = "agg"
 
     # A user's data folder must neither change a test's outcome nor be written to: only the fixture

@@ -1,7 +1,7 @@
-"""Keras's networks on its JAX backend, called like ``cases.Ours``. Imports keras when it is built.
+"""Keras's networks on its torch backend, called like ``cases.Ours``. Imports keras when built.
 
-Keras computes with its own layers and optimiser; the process's jax settings are shared, so float64
-needs ``jax.enable_x64(True)`` around every call, as flaxmed does.
+Keras computes with its own layers and optimiser. torch, not JAX, underneath: XLA's convolutions by
+channel are slow in float64 on a CPU, and a reference that shares nothing with us says more.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .cases import CLASSES, LEARNING_RATE, MOMENTUM, STEPS, UNPOLISHED, Case, Step, Tensors
+from . import torch_reference
+from .cases import CLASSES, LEARNING_RATE, MOMENTUM, STEPS, Case, Step, Tensors
 
 
 @functools.cache
 def import_packages() -> Any:
-    """keras on its JAX backend.
+    """keras on its torch backend.
 
     Raises:
         ImportError: It is not installed, or was imported before with another backend.
     """
-    os.environ["KERAS_BACKEND"] = "jax"
+    torch_reference.import_packages()
+    os.environ["KERAS_BACKEND"] = "torch"
     with warnings.catch_warnings():
         # of the package's own making, at import alone
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         keras = importlib.import_module("keras")
-    if keras.backend.backend() != "jax":
-        raise ImportError(f"keras runs on {keras.backend.backend()}, expected its JAX backend")
+    if keras.backend.backend() != "torch":
+        raise ImportError(f"keras runs on {keras.backend.backend()}, expected its torch backend")
     return keras
 
 
@@ -66,7 +66,9 @@ class KerasReference:
 
     def __init__(self, case: Case, channels: int, dtype: type, size: int, classes: int = CLASSES):
         self.keras = import_packages()
+        self.torch = torch_reference.import_packages()[0]
         self.dtype = dtype
+        self.kind = {np.float32: self.torch.float32, np.float64: self.torch.float64}[dtype]
         build = {
             "Xception": self.keras.applications.Xception,
             "DenseNet121": self.keras.applications.DenseNet121,
@@ -90,7 +92,7 @@ class KerasReference:
 
     def tensors(self) -> Tensors:
         """Every variable by path."""
-        values = [np.asarray(variable.value) for variable in self.model.variables]
+        values = [variable.numpy().copy() for variable in self.model.variables]
         return dict(zip(self._fresh_paths(), values, strict=True))
 
     def load(self, tensors: Tensors) -> None:
@@ -100,67 +102,42 @@ class KerasReference:
             difference = sorted(set(variables) ^ set(tensors))
             raise ValueError(f"the names differ: {difference}")
         for path, variable in variables.items():
-            variable.assign(jnp.asarray(np.asarray(tensors[path]), self.dtype))
+            variable.assign(np.asarray(tensors[path], self.dtype))
 
     def evaluate(self, images: np.ndarray) -> tuple[np.ndarray, Tensors]:
         """Logits and the maps that flaxmed names."""
-        variables = self._values(self.probe)
-        call = self._jit(lambda t, n, x: self.probe.stateless_call(t, n, x, training=False))
-        with precision(self.keras, self.dtype):
-            outputs, _ = call(*variables, jnp.asarray(images, self.dtype))
-        logits, maps = jax.tree.map(np.asarray, outputs)
-        return logits, maps
-
-    @functools.cached_property
-    def _gradient(self) -> Any:
-        cross_entropy = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-        def objective(trainable: Any, other: Any, images: Any, labels: Any) -> Any:
-            logits, moved = self.model.stateless_call(trainable, other, images, training=True)
-            return cross_entropy(labels, logits), (logits, moved)
-
-        return self._jit(jax.value_and_grad(objective, has_aux=True))
-
-    def _step(self, trainable: Any, other: Any, images: np.ndarray, labels: np.ndarray) -> Any:
-        with precision(self.keras, self.dtype):
-            return self._gradient(
-                trainable, other, jnp.asarray(images, self.dtype), jnp.asarray(labels)
-            )
+        with precision(self.keras, self.dtype), self.torch.no_grad():
+            logits, maps = self.probe(self.torch.tensor(images, dtype=self.kind), training=False)
+        return logits.numpy(), {stage: value.numpy() for stage, value in maps.items()}
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> Step:
-        """One training step without the update; the model stays as it is."""
-        (loss, (logits, moved)), gradients = self._step(*self._values(self.model), images, labels)
+        """One training step without the update: gradients, and the statistics it moves."""
+        self.model.zero_grad()
+        with precision(self.keras, self.dtype):
+            cross_entropy = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            logits = self.model(self.torch.tensor(images, dtype=self.kind), training=True)
+            loss = cross_entropy(self.torch.tensor(labels), logits)
+            loss.backward()
+        gradients = [variable.value.grad.numpy() for variable in self.model.trainable_variables]
+        statistics = self.model.non_trainable_variables
         return Step(
-            np.asarray(logits),
-            np.asarray(loss),
+            logits.detach().numpy(),
+            loss.detach().numpy(),
             self._named(self.model.trainable_variables, gradients),
-            self._named(self.model.non_trainable_variables, moved),
+            self._named(statistics, [variable.numpy().copy() for variable in statistics]),
         )
 
     def sgd(self, images: np.ndarray, labels: np.ndarray) -> Tensors:
         """All tensors after STEPS steps of SGD with momentum on one batch."""
+        variables = self.model.trainable_variables
         with precision(self.keras, self.dtype):
             optimizer = self.keras.optimizers.SGD(LEARNING_RATE, momentum=MOMENTUM)
-            optimizer.build(self.model.trainable_variables)
-        trainable, other = self._values(self.model)
-        slots = [v.value for v in optimizer.variables]
-        update = self._jit(optimizer.stateless_apply)
+            optimizer.build(variables)
         for _ in range(STEPS):
-            (_, (_, other)), gradients = self._step(trainable, other, images, labels)
-            with precision(self.keras, self.dtype):
-                trainable, slots = update(slots, gradients, trainable)
-        return self._named(self.model.trainable_variables, trainable) | self._named(
-            self.model.non_trainable_variables, other
-        )
-
-    def _jit(self, function: Any) -> Any:
-        return jax.jit(function, compiler_options=UNPOLISHED if self.dtype is np.float64 else None)
-
-    def _values(self, model: Any) -> tuple[list[Any], list[Any]]:
-        return (
-            [v.value for v in model.trainable_variables],
-            [v.value for v in model.non_trainable_variables],
-        )
+            self.step(images, labels)
+            with precision(self.keras, self.dtype), self.torch.no_grad():
+                optimizer.apply([variable.value.grad for variable in variables], variables)
+        return self.tensors()
 
     def _named(self, variables: Any, values: Any) -> Tensors:
         fresh = {id(v): p for v, p in zip(self.model.variables, self._fresh_paths(), strict=True)}
