@@ -169,6 +169,7 @@ def test_predictions_files_are_compared_without_their_runs(capsys, tmp_path):
     assert "given twice" in fails(capsys, "compare", files[0], files[0])
 
 
+@pytest.mark.slow
 def test_the_example_refuses_a_mistake_in_its_last_network_before_it_trains(tmp_path):
     example = Path(__file__).parents[1] / "examples" / "train_medmnist.py"
     for words, expected in (

@@ -296,6 +296,7 @@ def test_views_share_the_weights(network):
     assert all(norm.use_running_average for norm in norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_padding_rows_change_nothing(network):
     with jax.enable_x64(True):

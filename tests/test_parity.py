@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from jax import lax
 from oracles import cases, compare
-from oracles.cases import CASES
+from oracles.cases import CASES, SECOND_REFERENCE
 from oracles.compare import (
     FLOAT64_TOLERANCE,
     LOGITS_TOLERANCE,
@@ -45,7 +45,7 @@ EVALUATED = [
 # Training is compared at each network's smallest size; FLAXMED_FULL_PARITY=1 adds the other sizes,
 # and a second reference for DenseNet-121 that differs in two constants.
 FULL = os.environ.get("FLAXMED_FULL_PARITY") == "1"
-LEARNERS = [name for name in CASES if FULL or name != "densenet121-keras"]
+LEARNERS = [name for name in CASES if FULL or name != SECOND_REFERENCE]
 TRAINED = [
     pytest.param(name, channels, size, id=f"{name}-{channels}-{size}", marks=TOGETHER[name])
     for name in LEARNERS
@@ -139,7 +139,7 @@ def test_parameter_counts(name, channels, classes):
 
 # DenseNet-121 starts as torchvision's does; Keras' draws differ, and are not offered.
 INITIALIZED = [
-    pytest.param(name, marks=TOGETHER[name]) for name in CASES if name != "densenet121-keras"
+    pytest.param(name, marks=TOGETHER[name]) for name in CASES if name != SECOND_REFERENCE
 ]
 
 
@@ -281,8 +281,9 @@ def test_exchanged_tensors_are_noticed(resnet, monkeypatch):
 
 
 @pytest.mark.slow
-def test_lower_precision_is_noticed(resnet):
+def test_lower_precision_is_noticed(resnet, monkeypatch):
     """bfloat16 instead of float32: beyond the tolerance of the logits and of the gradients."""
+    monkeypatch.setattr(compare, "GRADIENT_DRAWS", 2)
     half = dataclasses.replace(resnet.case, options={**resnet.case.options, "dtype": jnp.bfloat16})
     refused(resnet.beside(half).evaluation_float32(), LOGITS_TOLERANCE)
     with pytest.raises(AssertionError, match="beyond"):

@@ -219,7 +219,7 @@ def test_history_shows_both_splits_and_marks_the_kept_epoch():
         assert axes.get_ylabel() == what
         assert 1 in axes.get_xticks()
         assert min(axes.get_xticks()) >= 1
-    kept = "kept epoch (3), of the best validation AUC"
+    kept = "kept epoch (3): best validation AUC"
     assert legend_texts(figure) == ["training", "validation", kept]
 
 

@@ -99,6 +99,7 @@ def one_step(n, width, class_weights=None):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_weights", [None, jnp.array([1.0, 2.0, 3.0])])
 def test_a_padded_batch_trains_as_the_batch_without_its_padding(class_weights):
     whole, padded = one_step(5, 5, class_weights), one_step(5, 8, class_weights)

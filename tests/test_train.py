@@ -101,6 +101,7 @@ def test_the_batch_norm_momentum_is_the_networks_own_unless_set(data):
         assert {norm.config.momentum for norm in norms} == {expected}
 
 
+@pytest.mark.slow
 def test_the_model_comes_back_as_it_was(data, tmp_path):
     run = fit(data, tmp_path / "run")
     model = flaxmed.load_model(run.dir)
@@ -123,6 +124,7 @@ def test_the_model_comes_back_as_it_was(data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_not_the_last(data, tmp_path, monkeypatch):
     scores = iter([0.6, 0.9, 0.7])
     real = loop_module.score
@@ -143,6 +145,7 @@ def test_the_best_epoch_is_kept_not_the_last(data, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, weights(two), weights(three))
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_epochs_since_the_best(data, tmp_path, monkeypatch):
     scores = iter([0.6, 0.9, 0.7, 0.8, 0.95])
     real = loop_module.score
@@ -200,6 +203,7 @@ def test_recipes_have_folders_of_their_own(data):
     ]
 
 
+@pytest.mark.slow
 def test_progress_says_pace_time_left_loss_and_auc(data, tmp_path, capsys, monkeypatch):
     flaxmed.train(config(epochs=2), data, out=tmp_path / "lines")
     first, second = capsys.readouterr().err.splitlines()
@@ -222,6 +226,7 @@ def test_progress_says_pace_time_left_loss_and_auc(data, tmp_path, capsys, monke
     assert re.search(rf"seed 0: 100%.*54/54 .*img/s, loss={number}, val AUC={number}", last)
 
 
+@pytest.mark.slow
 def test_metrics_after_the_checkpoint_are_cut_and_computed_again(data, tmp_path, monkeypatch):
     whole = fit(data, tmp_path / "whole")
 
@@ -245,6 +250,7 @@ def test_a_finished_run_is_read_back_not_trained_again(data, tmp_path, monkeypat
     assert_same_run(first, fit(data, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_another_run_in_the_folder_is_refused_with_what_differs(data, tmp_path):
     fit(data, tmp_path / "run", epochs=1)
     with pytest.raises(
@@ -269,6 +275,7 @@ def test_a_folder_that_cannot_be_made_is_refused(data, tmp_path):
         fit(data, tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_the_run_soon_and_with_its_step(tmp_path, monkeypatch):
     data = load_phantom(size=32, n_train=320, n_val=8, n_test=8)
     wild = OptimizerConfig(
@@ -327,6 +334,7 @@ def test_balanced_weights_are_scikit_learns_up_to_their_scale(data):
     np.testing.assert_allclose(ours, theirs / theirs.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multilabel", "ordinal"])
 def test_other_tasks_train_too(data, tmp_path, task):
     rng = np.random.default_rng(0)
@@ -358,6 +366,7 @@ def test_float64_is_asked_for_with_its_environment_variable(data, tmp_path):
         fit(data, tmp_path / "run", dtype="float64")
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_and_predicts_in_float32(data, tmp_path):
     run = fit(data, tmp_path / "run", epochs=1, dtype="bfloat16")
     assert run.predictions["test"].logits.dtype == np.float32

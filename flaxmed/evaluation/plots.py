@@ -358,7 +358,7 @@ def _draw_history(
         if part == "val" and history.best_epoch in history.epochs:
             at = list(history.epochs).index(history.best_epoch)
             which = f"kept epoch ({history.best_epoch})" if number else "kept epoch"
-            label = f"{which}, of the best validation AUC"
+            label = f"{which}: best validation AUC"
             axes.plot(
                 [history.best_epoch],
                 [values[at]],

@@ -77,6 +77,8 @@ CASES: dict[str, Case] = {
     "xception-timm": _case(Xception, "timm", (64, 224, 299), TIMM),
     "xception-keras": _case(Xception, "keras", (96, 224, 299), KERAS),
 }
+# Of a network that has a first one, and from which it differs in two constants alone.
+SECOND_REFERENCE = "densenet121-keras"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,8 +92,7 @@ class KerasReference:
 
     def tensors(self) -> Tensors:
         """Every variable by path."""
-        values = [variable.numpy().copy() for variable in self.model.variables]
-        return dict(zip(self._fresh_paths(), values, strict=True))
+        return self._named(self.model.variables, map(_array, self.model.variables))
 
     def load(self, tensors: Tensors) -> None:
         """Takes all variables; ``tensors`` number the unnamed layers as a fresh process would."""
@@ -124,7 +123,7 @@ class KerasReference:
             logits.detach().numpy(),
             loss.detach().numpy(),
             self._named(self.model.trainable_variables, gradients),
-            self._named(statistics, [variable.numpy().copy() for variable in statistics]),
+            self._named(statistics, map(_array, statistics)),
         )
 
     def sgd(self, images: np.ndarray, labels: np.ndarray) -> Tensors:
@@ -156,6 +155,10 @@ class KerasReference:
                 layer = f"{kind}_{number}" if number else kind
             paths.append(f"{layer}/{value}")
         return paths
+
+
+def _array(variable: Any) -> np.ndarray:
+    return variable.value.detach().numpy().copy()
 
 
 def _xception(keras: Any, model: Any) -> dict[str, Any]:
