@@ -133,12 +133,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In a worker process, drop what a test in an ``xdist_group`` compiled: a whole network.
+    """Drop what a test in an ``xdist_group``, which is a network, compiled.
 
     Those of all networks take ten gigabytes. What is needed again comes from the cache on disk.
     """
     yield
-    if "PYTEST_XDIST_WORKER" in os.environ and request.node.get_closest_marker("xdist_group"):
+    if request.node.get_closest_marker("xdist_group"):
         import jax
 
         jax.clear_caches()
