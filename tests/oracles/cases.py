@@ -174,7 +174,8 @@ class Ours:
 
     def _step(self, images: np.ndarray, labels: np.ndarray, now: Any) -> tuple[Step, Any]:
         graph, *state = now
-        train = compiled(_train, polished=self.dtype is not np.float64)
+        small = images.shape[1] < 100
+        train = compiled(_train, polished=not small or self.dtype is not np.float64)
         (loss, (logits, statistics)), gradients, params, moments = train(
             graph, *state, jnp.asarray(images, self.dtype), jnp.asarray(labels)
         )
@@ -191,8 +192,8 @@ class Ours:
 def compiled(function: Callable[..., Any], polished: bool = True) -> Callable[..., Any]:
     """The function jitted, once for all objects of a kind.
 
-    Unpolished machine code is ready in half the time and runs slower: worth it for the few calls of
-    a float64 comparison. Float32 is always compiled as users compile it, since polishing changes
+    Unpolished machine code is ready in half the time and runs slower: worth it for a few calls on
+    small images in float64. Float32 is always compiled as users compile it, since polishing changes
     roundings.
     """
     return jax.jit(function, compiler_options=None if polished else UNPOLISHED)
