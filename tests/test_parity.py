@@ -168,10 +168,7 @@ def test_initial_values(name):
         if np.ptp(value) == 0:
             np.testing.assert_array_equal(ours[tensor], value, err_msg=tensor)
         else:
-            samples = (
-                np.random.default_rng(0).permuted(v)[:10_000]
-                for v in (ours[tensor].ravel(), value.ravel())
-            )
+            samples = (v.ravel()[:100_000] for v in (ours[tensor], value))
             assert stats.ks_2samp(*samples).pvalue > 1e-5, tensor
 
 
