@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
-from flaxmed.evaluation.checks import check, one_vs_rest
+from flaxmed.evaluation.checks import check, missing, one_vs_rest
 from flaxmed.types import InputError, Task
 
 
@@ -93,10 +93,11 @@ def auc_estimate(
         which = [scores.shape[1] - 1] if task is Task.BINARY else range(scores.shape[1])
     truths, placed = [], []
     for c in which:
+        reason = missing(labels, task, c, None)
+        if reason:
+            raise InputError(f"the area under the ROC curve is undefined: {reason}")
         true, rank = one_vs_rest(labels, scores, task, c)
         positive = np.asarray(true, bool)
-        if positive.all() or not positive.any():
-            raise InputError(f"class {c}: its ROC curve needs images of the class and others")
         truths.append(positive)
         placed.append(structural_components(rank, positive))
     areas = [float(v[t].mean()) for v, t in zip(placed, truths, strict=True)]
