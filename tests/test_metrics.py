@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import inspect
 import math
@@ -17,7 +18,7 @@ import sklearn.metrics as sk
 from sklearn.exceptions import UndefinedMetricWarning
 
 import flaxmed
-from flaxmed.evaluation import checks, curves, metrics
+from flaxmed.evaluation import checks, curves, metrics, weighted
 from flaxmed.evaluation.metrics import METRICS
 from flaxmed.types import InputError, Predictions, Task, sigmoid, softmax
 
@@ -136,6 +137,8 @@ def test_binary_metrics_against_scikit_learn_and_by_hand(positive, kind):
     labels, scores = make("binary", 157, kind=kind)
     decided = (scores[:, 1] > 0.5).astype(int)
     (tn, fp), (fn, tp) = sk.confusion_matrix(labels == positive, decided == positive)
+    true = labels == positive
+    rank = scores[:, 1] if positive else -scores[:, 1]
     by_hand = {
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
@@ -143,11 +146,89 @@ def test_binary_metrics_against_scikit_learn_and_by_hand(positive, kind):
         "npv": tn / (tn + fn),
         "f1": sk.f1_score(labels, decided, pos_label=positive),
         "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
+        "average_precision": sk.average_precision_score(true, rank),
+        "kappa": sk.cohen_kappa_score(labels, decided),
+        "mcc": sk.matthews_corrcoef(labels, decided),
+        "brier": sk.brier_score_loss(labels, scores[:, 1]),
     }
     p = Predictions.from_probabilities(scores, labels=labels, task="binary", positive=positive)
     for spec in METRICS:
         if spec.name in by_hand:
             assert spec(p) == pytest.approx(by_hand[spec.name], rel=1e-14), spec.name
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal", "multilabel"])
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_means_over_classes_are_scikit_learns_macro(task, kind):
+    labels, scores = make(task, 400, kind=kind)
+    if task == "multilabel":
+        true, called = labels, (scores > 0.5).astype(int)
+    else:
+        decided = scores.argmax(axis=1)
+        true, called = (np.eye(scores.shape[1], dtype=int)[i] for i in (labels, decided))
+    expected = {
+        "f1": sk.f1_score(true, called, average="macro"),
+        "sensitivity": sk.recall_score(true, called, average="macro"),
+        "specificity": sk.recall_score(1 - true, 1 - called, average="macro"),
+        "ppv": sk.precision_score(true, called, average="macro"),
+        "npv": sk.precision_score(1 - true, 1 - called, average="macro"),
+        "average_precision": sk.average_precision_score(true, scores, average="macro"),
+    }
+    columns = range(scores.shape[1])
+    if task == "multilabel":
+        pairs = [(true[:, c], called[:, c]) for c in columns]
+        expected["kappa"] = np.mean([sk.cohen_kappa_score(*pair) for pair in pairs])
+        expected["mcc"] = np.mean([sk.matthews_corrcoef(*pair) for pair in pairs])
+        each = [sk.brier_score_loss(true[:, c], scores[:, c]) for c in columns]
+        expected["brier"] = np.mean(each)
+    else:
+        weights = "quadratic" if task == "ordinal" else None
+        expected["kappa"] = sk.cohen_kappa_score(labels, decided, weights=weights)
+        expected["mcc"] = sk.matthews_corrcoef(labels, decided)
+        each = [sk.brier_score_loss(true[:, c], scores[:, c]) for c in columns]
+        expected["brier"] = np.sum(each)  # Brier's own: summed over the classes
+    given = {"task": task, "positive": None, "classes": None}
+    found = {
+        spec.name: spec.function(labels, scores, **{name: given[name] for name in spec.options})
+        for spec in METRICS
+        if spec.name in expected
+    }
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["random", "tied", "certain"])
+def test_metrics_of_weights_are_the_metrics(task, kind):
+    """What is resampled is what is reported: weights 1 give the metric, whole weights copies."""
+    labels, scores = make(task, 300, kind=kind)
+    positive = 0 if task == "binary" else None
+    p = Predictions.from_probabilities(scores, labels=labels, task=task, positive=positive)
+    names = [s.name for s in METRICS if p.task in s.tasks and s.name != "auc"]
+    assert set(names) == {*weighted.OF_TOTALS, "average_precision"} - (
+        {"balanced_accuracy"} if task == "multilabel" else set()
+    )
+    counts = np.random.default_rng(3).integers(0, 4, len(p))
+    counts[: WIDTH[task]] = 1  # every class stays
+    copies = np.repeat(np.arange(len(p)), counts)
+    rest = {"task": task, "positive": positive}  # from logits: ties stay ties
+    repeated = Predictions(labels=p.labels[copies], logits=p.logits[copies], **rest)
+    found = weighted.statistic(p, tuple(names))(np.stack([np.ones(len(p)), counts]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        for j, spec in enumerate(s for s in METRICS if s.name in names):
+            expected = [spec(p), spec(repeated)]
+            np.testing.assert_allclose(found[:, j], expected, rtol=1e-9, err_msg=spec.name)
+
+
+def test_weights_of_groups_are_weights_of_their_images():
+    p = predictions("multiclass", 200)
+    groups = np.random.default_rng(0).permutation(np.arange(200) % 40)
+    names = (*weighted.OF_TOTALS, "average_precision")
+    w = np.random.default_rng(1).integers(0, 3, (5, 40)).astype(float)
+    plain = weighted.statistic(p, names)
+    grouped = weighted.statistic(dataclasses.replace(p, groups=groups.astype(str)), names)
+    index = np.unique(groups.astype(str), return_inverse=True)[1]
+    np.testing.assert_allclose(grouped(w), plain(w[:, index]), rtol=1e-9)
 
 
 def test_balanced_accuracy_is_scikit_learns():
@@ -232,13 +313,18 @@ LAWFUL = (
     "balanced_accuracy",
     "loss",
     "auc",
+    "average_precision",
+    "f1",
     "sensitivity",
     "specificity",
     "ppv",
     "npv",
-    "f1",
+    "kappa",
+    "mcc",
+    "brier",
 )
-DEPENDS_ON_RANKS_ALONE = {"auc"}
+DEPENDS_ON_RANKS_ALONE = {"auc", "average_precision"}
+FROM_MINUS_ONE = {"kappa", "mcc"}
 
 
 def test_no_metric_was_forgotten():
@@ -279,6 +365,8 @@ def test_the_numbers_of_classes_do_not_matter(spec, task):
     p = predictions(task.value, 101)
     k = p.logits.shape[1]
     new = np.random.default_rng(2).permutation(k) if k > 2 else np.array([1, 0])
+    if task is Task.ORDINAL:  # grades may be counted from the other end, and no other way
+        new = np.arange(k)[::-1]
     old = np.argsort(new)
     labels = p.labels[:, old] if task is Task.MULTILABEL else new[p.labels]
     positive = None if p.positive is None else int(new[p.positive])
@@ -323,7 +411,8 @@ def test_perfect_predictions(spec, task):
 def test_values_lie_in_their_range(spec, task):
     for seed in range(5):
         value = spec(predictions(task.value, 60, seed=seed))
-        assert 0 <= value <= (math.inf if spec.lower_is_better else 1)
+        lowest = -1 if spec.name in FROM_MINUS_ONE else 0
+        assert lowest <= value <= (math.inf if spec.lower_is_better else 1)
 
 
 # ----------------------------------------------------------------------- undefined, and bad input
@@ -341,10 +430,14 @@ def test_without_images_every_metric_is_nan_with_a_warning(spec, task):
 ONE_CLASS = {  # every image of class 0 and called so
     "balanced_accuracy": "no image of class '1'",
     "auc": "every image is of class '0'; no image of class '1'",
-    "sensitivity": "no image is of the positive class",
-    "ppv": "no image is called positive",
-    "f1": "none is called positive",
+    "average_precision": "no image of class '1'",
+    "sensitivity": "no image of class '1'",
+    "ppv": "no image is called class '1'",
+    "f1": "no image of class '1', and none called so",
+    "kappa": "one class throughout",
+    "mcc": "every image is of one class",
 }
+STILL = {"loss": -math.log(0.9), "brier": 0.01}
 
 
 @pytest.mark.parametrize("spec", METRICS, ids=lambda spec: spec.name)
@@ -355,15 +448,18 @@ def test_one_class_only(spec):
         with pytest.warns(UndefinedMetricWarning, match=ONE_CLASS[spec.name]):
             assert math.isnan(spec(p))
     else:
-        assert spec(p) == pytest.approx(-math.log(0.9) if spec.name == "loss" else 1)
+        assert spec(p) == pytest.approx(STILL.get(spec.name, 1))
 
 
 def test_the_other_undefined_binary_metrics():
     labels, scores = np.ones(5, np.int64), np.tile([0.1, 0.9], (5, 1))
-    for name, reason in {"specificity": "of the negative class", "npv": "called negative"}.items():
+    for name, reason in {
+        "specificity": "every image is of class",
+        "npv": "is called class",
+    }.items():
         function = getattr(metrics, f"{name}_score")
         with pytest.warns(UndefinedMetricWarning, match=reason):
-            assert math.isnan(function(labels, scores, positive=1))
+            assert math.isnan(function(labels, scores, task="binary", positive=1))
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
@@ -439,8 +535,8 @@ def test_misplaced_questions_are_refused():
     labels, scores = make("multilabel", 20)
     with pytest.raises(InputError, match="one class per image"):
         metrics.balanced_accuracy_score(labels, scores, task="multilabel")
-    with pytest.raises(InputError, match="positive class must be 0 or 1, got 2"):
-        metrics.f1_score(labels[:, 0], scores[:, :2], positive=2)
+    with pytest.raises(InputError, match="positive class must lie in 0 to 1, got 2"):
+        metrics.f1_score(labels[:, 0], scores[:, :2], task="binary", positive=2)
     with pytest.raises(InputError, match="class 14 is not among the 14 classes"):
         curves.roc_curve(labels, scores, task="multilabel", of_class=14)
 

@@ -12,6 +12,7 @@ sum of its components for the curves, so the covariance of the curves is in its 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,10 @@ from scipy import stats
 
 from flaxmed.evaluation.checks import check, missing, one_vs_rest
 from flaxmed.types import InputError, Task
+
+# A standard error below this is one of rounding: the places of m and n images move an area by
+# 1 / (2 m n) or not at all.
+_ROUNDING = 1e-14
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +42,25 @@ class AucEstimate:
     value: float
     components: Float[np.ndarray, "s n"]
     members: Bool[np.ndarray, "s n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedAuc:
+    """The difference of two areas on the same images, tested against 0.
+
+    Attributes:
+        difference: the first area less the second.
+        variance: of the difference.
+        z: the difference as a multiple of its standard error.
+        p_value: two-sided, by the normal distribution.
+        reason: why z and p are NaN, or are 0 and 1 without a test, else None.
+    """
+
+    difference: float
+    variance: float
+    z: float
+    p_value: float
+    reason: str | None = None
 
 
 def structural_components(
@@ -115,8 +139,7 @@ def auc_estimate(
         kinds = labels if task is not Task.MULTILABEL and len(which) > 1 else truths[0]
         members = np.array([kinds == kind for kind in np.unique(kinds)])
         raw = np.where(members, parts.sum(axis=0), 0.0)
-    means = raw.sum(axis=1, keepdims=True) / members.sum(axis=1, keepdims=True)
-    return AucEstimate(float(np.mean(areas)), np.where(members, raw - means, 0.0), members)
+    return AucEstimate(float(np.mean(areas)), _centred(raw, members), members)
 
 
 def covariance(
@@ -154,6 +177,58 @@ def covariance(
     return np.einsum("abst,st->ab", products, factors)
 
 
+def paired_test(
+    first: AucEstimate, second: AucEstimate, groups: Shaped[np.ndarray, " n"] | None = None
+) -> PairedAuc:
+    """DeLong's test of two areas on the same images.
+
+    Where the variance of the difference is 0, there is no test: z and p are 0 and 1 if the
+    difference is 0 too (two identical models, or two without an error), as in R's pROC; else they
+    are NaN, where pROC divides by 0 and has a p of 0.
+
+    Args:
+        first, second: of two models, for the same labels in the same order.
+        groups: as for :func:`covariance`.
+
+    Raises:
+        InputError: areas of other images, labels or kind.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 1, 1, 1])
+        >>> one, two = np.array([1, 2, 5, 4, 6, 7]) / 8, np.array([1, 5, 6, 4, 2, 7]) / 8
+        >>> areas = [
+        ...     auc_estimate(labels, np.stack([1 - s, s], axis=1), task="binary")
+        ...     for s in (one, two)
+        ... ]
+        >>> found = paired_test(*areas)
+        >>> round(found.difference, 3), round(found.z, 3), round(found.p_value, 3)
+        (0.333, 1.225, 0.221)
+    """
+    difference = first.value - second.value
+    # From the difference of the components: of two covariances subtracted rounding would be left.
+    between = AucEstimate(difference, first.components - second.components, first.members)
+    variance = float(covariance([between, second], groups)[0, 0])
+    if math.isnan(variance):
+        reason = "its variance is undefined: one image of a kind tells nothing about it"
+        return PairedAuc(difference, variance, math.nan, math.nan, reason)
+    if variance > _ROUNDING**2:
+        z = difference / math.sqrt(variance)
+        return PairedAuc(difference, variance, z, float(2 * stats.norm.sf(abs(z))))
+    if abs(difference) <= _ROUNDING:
+        return PairedAuc(0.0, 0.0, 0.0, 1.0, "the difference is 0 and so is its variance")
+    reason = "the variance of the difference is not above 0"
+    return PairedAuc(difference, min(variance, 0.0), math.nan, math.nan, reason)
+
+
+def _centred(raw: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Deviations from the mean of the stratum, by way of its first image: those of images that
+    are all alike are then 0, not rounding."""
+    first = raw[np.arange(len(raw)), members.argmax(axis=1)][:, None]
+    moved = np.where(members, raw - first, 0.0)
+    means = moved.sum(axis=1, keepdims=True) / members.sum(axis=1, keepdims=True)
+    return np.where(members, moved - means, 0.0)
+
+
 def _sums(values: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
     """Sums over the groups, ``[strata, groups]``."""
     return np.stack([np.bincount(index, row, minlength=size) for row in values])
@@ -162,7 +237,6 @@ def _sums(values: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
 def _factors(present: np.ndarray) -> np.ndarray:
     """I / (I - 1), I groups: those of the stratum, for two strata those of the whole sample."""
     own, whole = present.sum(axis=1), present.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factors = np.full((len(own), len(own)), np.float64(whole) / (whole - 1))
-        np.fill_diagonal(factors, own / (own - 1))
+    factors = np.full((len(own), len(own)), whole / max(whole - 1, 1))
+    np.fill_diagonal(factors, np.where(own > 1, own / np.maximum(own - 1, 1), np.nan))
     return factors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -30,6 +30,16 @@ class Interval:
     method: str
     level: float = 0.95
     reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that JSON can hold: an end that is NaN is None."""
+        ends = {"low": self.low, "high": self.high}
+        values: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in ends.items()}
+        values |= {"method": self.method, "level": self.level}
+        return values | ({"interval_note": self.reason} if self.reason else {})
+
+
+NO_INTERVAL = Interval(math.nan, math.nan, "none")
 
 
 def normal_quantile(level: float) -> float:

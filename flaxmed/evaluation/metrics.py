@@ -31,6 +31,14 @@ from flaxmed.evaluation.checks import (
     one_vs_rest,
     undefined,
 )
+from flaxmed.evaluation.class_metrics import (
+    average_precision_score,
+    f1_score,
+    npv_score,
+    ppv_score,
+    sensitivity_score,
+    specificity_score,
+)
 from flaxmed.types import InputError, Predictions, Task
 
 
@@ -56,7 +64,7 @@ class MetricSpec:
 
     @property
     def needs_positive(self) -> bool:
-        """Whether the value depends on which class is called positive."""
+        """Whether the value depends on which class is called positive, in a task that names one."""
         return "positive" in self.options
 
     def __call__(self, predictions: Predictions, scores: np.ndarray | None = None) -> float:
@@ -219,99 +227,89 @@ def auc_score(
     return mean([_class_auc(labels, scores, task, c, classes) for c in range(scores.shape[1])])
 
 
-def sensitivity_score(
-    labels: Shaped[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"], *, positive: int
+def brier_loss(
+    labels: Shaped[np.ndarray, " n *l"], scores: Float[np.ndarray, "n k"], *, task: Task | str
 ) -> float:
-    """Share of the positive class's images that are called positive (recall), in [0, 1].
+    """Mean squared error of the probabilities, 0 or more (Brier, Monthly Weather Review 78, 1950).
+
+    Binary: of the probability of one class, in [0, 1]; the same for either. Multi-class and
+    ordinal: summed over the classes, in [0, 2]. Multi-label: the mean over labels, in [0, 1].
 
     Args:
-        labels: 0 or 1, ``[n]``.
-        scores: probabilities of the two classes, ``[n, 2]``.
-        positive: the number of the positive class.
+        labels, scores, task: as for :func:`accuracy_score`.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> round(brier_loss(np.array([0, 1]), scores, task="binary"), 4)
+        0.025
+    """
+    labels, scores, task = check(labels, scores, task)
+    if not len(labels):
+        return undefined("no images")
+    if task is Task.MULTILABEL:
+        return float(np.mean((scores - labels) ** 2))
+    if task is Task.BINARY:
+        return float(sk.brier_score_loss(labels, scores[:, 1]))
+    return float(np.mean(np.sum((scores - np.eye(scores.shape[1])[labels]) ** 2, axis=1)))
+
+
+def kappa_score(
+    labels: Shaped[np.ndarray, " n *l"], scores: Float[np.ndarray, "n k"], *, task: Task | str
+) -> float:
+    """Cohen's kappa of truth and decision: agreement beyond chance, in [-1, 1]; chance is 0.
+
+    Ordinal tasks: with quadratic weights, so that a miss by two grades counts four times. Multi-
+    label: the mean over labels.
+
+    Args:
+        labels, scores, task: as for :func:`accuracy_score`.
 
     Returns:
-        A number in [0, 1]; NaN with a warning where no image is of the positive class.
+        A number; NaN with a warning where truth and decision are one and the same class
+        throughout.
 
     Example:
-        >>> labels = np.array([0, 0, 1, 1])
-        >>> scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
-        >>> sensitivity_score(labels, scores, positive=0), specificity_score(
-        ...     labels, scores, positive=0
-        ... )
-        (0.5, 1.0)
-    """
-    true, called = _positives(labels, scores, positive)
-    if not true.any():
-        return undefined("no image is of the positive class")
-    return float(sk.recall_score(true, called))
-
-
-def specificity_score(
-    labels: Shaped[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"], *, positive: int
-) -> float:
-    """Share of the negative class's images that are called negative, in [0, 1].
-
-    Arguments and example as for :func:`sensitivity_score`; NaN with a warning where no image is
-    of the negative class.
-    """
-    true, called = _positives(labels, scores, positive)
-    if true.all():
-        return undefined("no image is of the negative class")
-    return float(sk.recall_score(~true, ~called))
-
-
-def ppv_score(
-    labels: Shaped[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"], *, positive: int
-) -> float:
-    """Positive predictive value (precision): share of the images called positive that are.
-
-    At the prevalence of these images, not of the clinic. Arguments as for
-    :func:`sensitivity_score`; NaN with a warning where no image is called positive.
-
-    Example:
-        >>> labels = np.array([0, 0, 1, 1])
-        >>> scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.2, 0.8]])
-        >>> ppv_score(labels, scores, positive=0), npv_score(labels, scores, positive=0)
-        (0.5, 0.5)
-    """
-    true, called = _positives(labels, scores, positive)
-    if not called.any():
-        return undefined("no image is called positive")
-    return float(sk.precision_score(true, called))
-
-
-def npv_score(
-    labels: Shaped[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"], *, positive: int
-) -> float:
-    """Negative predictive value: share of the images called negative that are.
-
-    Arguments and example as for :func:`ppv_score`; NaN with a warning where no image is called
-    negative.
-    """
-    true, called = _positives(labels, scores, positive)
-    if called.all():
-        return undefined("no image is called negative")
-    return float(sk.precision_score(~true, ~called))
-
-
-def f1_score(
-    labels: Shaped[np.ndarray, " n"], scores: Float[np.ndarray, "n 2"], *, positive: int
-) -> float:
-    """Harmonic mean of sensitivity and PPV, 2TP / (2TP + FP + FN), in [0, 1].
-
-    Arguments as for :func:`sensitivity_score`; NaN with a warning where no image is of the
-    positive class and none is called so.
-
-    Example:
-        >>> labels = np.array([0, 0, 1, 1])
-        >>> scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.2, 0.8]])
-        >>> f1_score(labels, scores, positive=0)
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.8, 0.2]])
+        >>> kappa_score(np.array([0, 1, 0, 0]), scores, task="binary")
         0.5
     """
-    true, called = _positives(labels, scores, positive)
-    if not (true.any() or called.any()):
-        return undefined("no image is of the positive class and none is called positive")
-    return float(sk.f1_score(true, called))
+
+    def one(true: np.ndarray, called: np.ndarray, k: int) -> float | None:
+        if len(np.unique(np.concatenate([true, called]))) < 2:
+            return None
+        weights = "quadratic" if Task(task) is Task.ORDINAL else None
+        return float(sk.cohen_kappa_score(true, called, labels=np.arange(k), weights=weights))
+
+    return _agreement(one, labels, scores, task, "truth and decision are one class throughout")
+
+
+def mcc_score(
+    labels: Shaped[np.ndarray, " n *l"], scores: Float[np.ndarray, "n k"], *, task: Task | str
+) -> float:
+    """Matthews' correlation of truth and decision, in [-1, 1]; chance is 0.
+
+    For more than two classes Gorodkin's R_K (Computational Biology and Chemistry 28, 367, 2004).
+    Multi-label: the mean over labels.
+
+    Args:
+        labels, scores, task: as for :func:`accuracy_score`.
+
+    Returns:
+        A number; NaN with a warning where all images are of one class or are called one class
+        (scikit-learn says 0).
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.8, 0.2]])
+        >>> round(mcc_score(np.array([0, 1, 0, 0]), scores, task="binary"), 4)
+        0.5774
+    """
+
+    def one(true: np.ndarray, called: np.ndarray, k: int) -> float | None:
+        if len(np.unique(true)) < 2 or len(np.unique(called)) < 2:
+            return None
+        return float(sk.matthews_corrcoef(true, called))
+
+    return _agreement(one, labels, scores, task, "every image is of one class, or called one class")
 
 
 def confusion_matrix(
@@ -338,9 +336,9 @@ def confusion_matrix(
     return _counts(labels, decided, k)
 
 
-_BINARY = (Task.BINARY,)
-
 _ONE_CLASS = (Task.BINARY, Task.MULTICLASS, Task.ORDINAL)
+
+_PER_CLASS = ("task", "positive", "classes")
 
 
 METRICS: tuple[MetricSpec, ...] = (
@@ -354,11 +352,15 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("loss", "loss", cross_entropy_loss, lower_is_better=True),
     MetricSpec("auc", "AUC", auc_score, options=("task", "classes")),
-    MetricSpec("sensitivity", "sensitivity", sensitivity_score, ("positive",), _BINARY),
-    MetricSpec("specificity", "specificity", specificity_score, ("positive",), _BINARY),
-    MetricSpec("ppv", "PPV", ppv_score, ("positive",), _BINARY),
-    MetricSpec("npv", "NPV", npv_score, ("positive",), _BINARY),
-    MetricSpec("f1", "F1", f1_score, ("positive",), _BINARY),
+    MetricSpec("average_precision", "average precision", average_precision_score, _PER_CLASS),
+    MetricSpec("f1", "F1", f1_score, _PER_CLASS),
+    MetricSpec("sensitivity", "sensitivity", sensitivity_score, _PER_CLASS),
+    MetricSpec("specificity", "specificity", specificity_score, _PER_CLASS),
+    MetricSpec("ppv", "PPV", ppv_score, _PER_CLASS),
+    MetricSpec("npv", "NPV", npv_score, _PER_CLASS),
+    MetricSpec("kappa", "Cohen's kappa", kappa_score),
+    MetricSpec("mcc", "MCC", mcc_score),
+    MetricSpec("brier", "Brier score", brier_loss, lower_is_better=True),
 )
 
 """Every metric that a report holds, in its order; ``tests/test_metrics.py`` holds their laws."""
@@ -380,14 +382,24 @@ def score(predictions: Predictions) -> dict[str, float]:
     return {name: chosen[name](predictions, scores) for name in ("accuracy", "loss", "auc")}
 
 
-def _positives(
-    labels: np.ndarray, scores: np.ndarray, positive: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are of the positive class, and which are called so."""
-    if positive not in (0, 1):
-        raise InputError(f"the positive class must be 0 or 1, got {positive}")
-    labels, scores, task = check(labels, scores, Task.BINARY)
-    return labels == positive, decisions(scores, task=task) == positive
+def _agreement(
+    one: Callable[[np.ndarray, np.ndarray, int], float | None],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    task: Task | str,
+    reason: str,
+) -> float:
+    """``one`` of truth and decision; multi-label: its mean over the labels."""
+    labels, scores, task = check(labels, scores, task)
+    if not len(labels):
+        return undefined("no images")
+    decided, k = decisions(scores, task=task), scores.shape[1]
+    if task is Task.MULTILABEL:
+        values = [one(labels[:, c], decided[:, c], 2) for c in range(k)]
+    else:
+        values = [one(labels, decided, k)]
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else undefined(reason)
 
 
 def _counts(true: np.ndarray, decided: np.ndarray, k: int) -> np.ndarray:

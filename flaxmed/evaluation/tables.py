@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flaxmed.evaluation.intervals import Interval
 from flaxmed.types import InputError, RunError
 
 DASH = "–"
@@ -56,6 +57,32 @@ def few(names: Sequence[str] | None) -> str:
 def number(value: float) -> str:
     """Four decimals, as the field prints them; NaN is "undefined"."""
     return "undefined" if math.isnan(value) else f"{value:.4f}"
+
+
+def ends(interval: Interval) -> str:
+    """Such as ``0.8027 to 0.9103``; a dash where there is no interval."""
+    if math.isnan(interval.low):
+        return DASH
+    return f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def p_text(p_value: float) -> str:
+    """Such as ``= 0.21``, ``= 0.0034`` or ``< 0.0001``.
+
+    Example:
+        >>> p_text(0.2134), p_text(0.00341), p_text(1e-9)
+        ('= 0.21', '= 0.0034', '< 0.0001')
+    """
+    if math.isnan(p_value):
+        return "undefined"
+    if p_value < 0.0001:
+        return "< 0.0001"
+    return f"= {p_value:.2f}" if p_value >= 0.1 else f"= {p_value:.2g}"
+
+
+def percent(share: float) -> str:
+    """Such as ``95%`` or ``99.9%``."""
+    return f"{100 * share:.6g}%"
 
 
 def whole(value: float) -> str:
