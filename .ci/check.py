@@ -68,6 +68,7 @@ def check_runs(folder: Path) -> None:
         text = (folder / f"comparison.{suffix}").read_text(encoding="utf-8")
         assert all(network in text.lower().replace("-", "") for network in NETWORKS), text
     check_figures(folder / "figures", "roc", "curves")
+    check_page(folder / "report.html")
 
     runs = sorted(path.parent for path in folder.glob("*/config.json"))
     assert {run.name.split("-")[0] for run in runs} == NETWORKS, runs
@@ -80,7 +81,9 @@ def check_runs(folder: Path) -> None:
             json.loads((run / name).read_text(encoding="utf-8"))
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
         assert epochs, run
-        check_figures(run / "figures", "roc", "confusion", "curves")
+        check_figures(run / "figures", "roc", "precision_recall", "confusion", "curves")
+        check_page(run / "report.html")
+        assert (run / "MODEL_CARD.md").read_text(encoding="utf-8").startswith("---\n"), run
 
     unfinished = list(folder.rglob("*.tmp*"))
     assert not unfinished, unfinished
@@ -88,12 +91,23 @@ def check_runs(folder: Path) -> None:
 
 
 def check_ideal(comparison: dict) -> None:
-    """On the phantom, ResNet-18 comes within 0.03 AUC of the ideal observer."""
+    """On the phantom, ResNet-18 comes within 0.03 AUC of the ideal observer; none is above it."""
     if comparison["ideal_observer"] is None:
         return
     best = comparison["ideal_observer"]["metrics"]["auc"]["mean"]
     auc = {column["name"]: column["metrics"]["auc"]["mean"] for column in comparison["columns"]}
     assert auc["resnet18"] > best - 0.03, (auc, best)
+    for pair in comparison["from_ideal"]:
+        below = pair["differences"]["auc"]["value"] < 0
+        assert below or pair["holm_p_value"] > 0.05, pair
+
+
+def check_page(path: Path) -> None:
+    """A whole page that fetches nothing and runs nothing."""
+    text = path.read_text(encoding="utf-8")
+    assert text.rstrip().endswith("</html>"), path
+    assert "default-src 'none'" in text, path
+    assert "<script" not in text, path
 
 
 def check_figures(folder: Path, *names: str) -> None:

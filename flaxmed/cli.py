@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(command: Any) -> int:
     """Call ``command`` and turn what it raises into one line on stderr and an exit code."""
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Undefined")  # the printed report says it
+            command()
         sys.stdout.flush()
         return 0
     except InputError as error:
@@ -214,20 +217,36 @@ def _read_settings(path: Path) -> Any:
 
 
 def _add_evaluate(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="metrics and figures of a finished run")
-    command.add_argument("run", type=Path, help="run directory, or a predictions .npz")
+    command = commands.add_parser("evaluate", help="metrics, figures and report of a finished run")
+    command.add_argument("run", type=Path, help="run directory, or a predictions .npz: prints only")
+    command.add_argument(
+        "--subgroups", type=Path, metavar="CSV", help="columns to part the images by, with their id"
+    )
+    command.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    command.add_argument(
+        "--val", type=Path, metavar="FILE.npz", help="for a predictions .npz: those on validation"
+    )
     command.set_defaults(call=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from flaxmed.evaluation import evaluate, evaluate_run
+    from flaxmed.evaluation.subgroups import read_subgroups
     from flaxmed.types import Predictions
 
+    if not 0 < arguments.level < 1:
+        raise InputError(f"--level: expected a number between 0 and 1, got {arguments.level:g}")
     if arguments.run.is_dir():
-        print(evaluate_run(arguments.run))
-        print(f"\nwritten to {arguments.run}")
-    else:
-        print(evaluate(Predictions.load(arguments.run)))
+        if arguments.val is not None:
+            raise InputError("--val goes with a predictions .npz; a run directory has its own")
+        report = evaluate_run(arguments.run, subgroups=arguments.subgroups, level=arguments.level)
+        print(report)
+        print(f"\nwritten to {arguments.run}; read {arguments.run / 'report.html'}")
+        return
+    p = Predictions.load(arguments.run)
+    val = None if arguments.val is None else Predictions.load(arguments.val)
+    columns = None if arguments.subgroups is None else read_subgroups(arguments.subgroups)
+    print(evaluate(p, val=val, subgroups=columns, level=arguments.level))
 
 
 def _add_compare(commands: Any) -> None:
@@ -235,24 +254,31 @@ def _add_compare(commands: Any) -> None:
     command.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run directories, or predictions .npz"
     )
-    command.add_argument("--out", type=Path, help="also write table and figures to this folder")
+    command.add_argument("--metric", default="auc", help="the primary metric; auc if not given")
+    command.add_argument(
+        "--difference", type=float, default=0.02, help="in it, the smallest that would matter"
+    )
+    command.add_argument("--power", type=float, default=0.8, help="wanted chance of finding it")
+    command.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    command.add_argument("--out", type=Path, help="also write report and figures to this folder")
     command.set_defaults(call=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from flaxmed.evaluation import compare_runs, write_comparison
 
+    plan = {name: getattr(arguments, name) for name in ("metric", "difference", "power", "level")}
     if arguments.out is None:
         files = [path for path in arguments.runs if path.suffix == ".npz"]
         if len(files) not in (0, len(arguments.runs)):
             raise InputError(f"{files[0]}: expected run directories alone, or predictions alone")
-        print(_compare_files(files) if files else compare_runs(arguments.runs))
+        print(_compare_files(files, plan) if files else compare_runs(arguments.runs, **plan))
         return
-    print(write_comparison(arguments.runs, arguments.out))
-    print(f"\nwritten to {arguments.out}")
+    print(write_comparison(arguments.runs, arguments.out, **plan))
+    print(f"\nwritten to {arguments.out}; read {arguments.out / 'report.html'}")
 
 
-def _compare_files(paths: list[Path]) -> Any:
+def _compare_files(paths: list[Path], plan: dict[str, Any]) -> Any:
     """Predictions from anywhere, a column each, named by their files."""
     from flaxmed.evaluation import compare
     from flaxmed.types import Predictions
@@ -261,7 +287,8 @@ def _compare_files(paths: list[Path]) -> Any:
     names = stems if len(set(stems)) == len(stems) else list(map(str, paths))
     if len(set(names)) < len(names):
         raise InputError(f"{max(names, key=names.count)}: given twice")
-    return compare({n: Predictions.load(path) for n, path in zip(names, paths, strict=True)})
+    given = {n: Predictions.load(path) for n, path in zip(names, paths, strict=True)}
+    return compare(given, **plan)
 
 
 def _add_summary(commands: Any) -> None:

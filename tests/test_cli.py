@@ -72,8 +72,12 @@ def test_version_and_help(capsys):
         (["train", "--augment", "none", "flips"], "--augment none: expected none alone"),
         (["train", "--dataset", "~no-such-user/a.npz"], "~no-such-user/a.npz"),
         (["evaluate", "no/such/run"], "no/such/run"),
+        (["evaluate", "no/such/run", "--level", "95"], "--level: expected a number between 0 and"),
+        (["evaluate", ".", "--val", "a.npz"], "--val goes with a predictions .npz"),
+        (["evaluate", ".", "--subgroups", "no.csv"], "config.json: no such file"),
         (["compare", "a.npz", "no/such/run"], "a.npz: expected run directories alone"),
         (["compare", "no/such/run"], "no/such/run"),
+        (["compare", "no/such/run", "--power", "high"], "argument --power: invalid float value"),
         (["summary", "resnet50"], "resnet50"),
         (["summary", "resnet18", "--size", "4"], "at least"),
         (["summary", "resnet18", "--stem", "big"], "imagenet"),
@@ -217,6 +221,15 @@ def test_evaluate_takes_a_predictions_file(capsys, tmp_path):
     p.save(tmp_path / "test.npz")
     assert main(["evaluate", str(tmp_path / "test.npz")]) == 0
     assert "0.75" in capsys.readouterr().out
+    (tmp_path / "sex.csv").write_text("id,sex\n0,F\n1,M\n2,F\n3,M\n")
+    files = {"--val": tmp_path / "test.npz", "--subgroups": tmp_path / "sex.csv"}
+    options = [str(word) for pair in files.items() for word in pair]
+    assert main(["evaluate", str(tmp_path / "test.npz"), *options, "--level", "0.9"]) == 0
+    assert "90% interval" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sex.csv", "test.npz"]
+    for option in files:
+        line = fails(capsys, "evaluate", tmp_path / "test.npz", option, tmp_path / "no.npz")
+        assert "no.npz" in line
     (tmp_path / "bad.npz").write_bytes(b"PK")
     assert "bad.npz" in fails(capsys, "evaluate", tmp_path / "bad.npz")
 
@@ -277,3 +290,19 @@ def test_a_closed_pipe_is_no_error():
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ)
     process.stdout.close()
     assert process.wait(timeout=120) == 0
+
+
+def test_compare_takes_what_was_declared(capsys, tmp_path):
+    labels = np.arange(60) % 2
+    for i, name in enumerate("ab"):
+        logits = np.random.default_rng(i).normal(size=(60, 2)) + np.eye(2)[labels]
+        Predictions(labels=labels, logits=logits, task="binary").save(tmp_path / f"{name}.npz")
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    options = ["--metric", "brier", "--difference", "0.01", "--power", "0.9", "--level", "0.9"]
+    assert main(["compare", *map(str, files), *options]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no difference in Brier score between" in text
+    assert "a true difference of 0.01 in Brier score with probability 0.9" in text
+    assert "90% interval" in text
+    for option, value in (("--metric", "f2"), ("--power", "1"), ("--level", "95")):
+        assert value in fails(capsys, "compare", *files, option, value)

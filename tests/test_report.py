@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -86,7 +87,7 @@ def test_a_report_holds_every_metric_that_applies(task):
 def test_the_positive_class_stands_beside_what_depends_on_it():
     report = evaluate(make())
     named = {metric.name for metric in report.values() if metric.positive == "malignant"}
-    assert named == {"sensitivity", "specificity", "ppv", "npv", "f1"}
+    assert named == {"average_precision", "f1", "sensitivity", "specificity", "ppv", "npv"}
     assert report["auc"].positive is None
     for text in (str(report), report.to_markdown()):
         assert "sensitivity (malignant)" in text
@@ -142,14 +143,17 @@ def test_undefined_is_nan_with_its_reason_and_a_warning():
     with pytest.warns(UndefinedMetricWarning, match=r"no image of class 'a\|b_c'"):
         report = evaluate(make("multiclass", labels=labels))
     assert math.isnan(report["auc"].value)
+    assert math.isnan(report["auc"].low)
     assert report["auc"].reason == "no image of class 'a|b_c'"
     assert [math.isnan(metric.value) for metric in report.class_auc] == [False, True, False]
     assert report.class_auc[1].reason == "no image of class 'a|b_c'"
     assert report["accuracy"].reason is None
     assert re.search(r"AUC +undefined", str(report))
-    assert "Undefined: balanced accuracy, AUC (no image of class 'a|b_c')." in str(report)
+    text = " ".join(str(report).split())
+    assert "Undefined: balanced accuracy, AUC, average precision, sensitivity (no image of" in text
     values = report.to_dict()["metrics"]["auc"]
-    assert values == {"value": None, "reason": "no image of class 'a|b_c'"}
+    assert values["value"] is values["low"] is values["high"] is None
+    assert values["reason"] == "no image of class 'a|b_c'"
 
 
 @pytest.mark.parametrize("task", CLASSES)
@@ -171,7 +175,7 @@ def test_three_images_of_one_class():
     assert report["auc"].reason == (
         "every image is of class 'malignant'; no image of class 'normal, benign'"
     )
-    assert report["specificity"].reason == "no image is of the negative class"
+    assert report["specificity"].reason == "every image is of class 'malignant'"
     assert report["sensitivity"].value == report["accuracy"].value
 
 
@@ -189,25 +193,28 @@ def test_a_wide_confusion_matrix_still_fits_a_terminal():
 # ---------------------------------------------------------------------------------- comparisons
 
 
+def cells(text):
+    """The cells of a printed table, by the first of each row; later tables do not overwrite."""
+    rows = {}
+    for line in text.splitlines():
+        first, *rest = re.split(r" {2,}", line.strip())
+        rows.setdefault(first, rest)
+    return rows
+
+
 def test_a_column_per_network_in_the_decks_rows():
     p1, p2 = make(seed=1), make(seed=2)
     comparison = compare({"resnet18": p1, "xception": p2}, costs=COSTS)
-    header, *rows = [re.split(r" {2,}", line) for line in str(comparison).splitlines()[3:9]]
-    assert header == ["", "resnet18", "xception"]
-    assert [row[0] for row in rows] == [
-        "test accuracy",
-        "test loss",
-        "AUC",
-        "parameters",
-        "training time",
-    ]
-    for row, name in zip(rows, ("accuracy", "loss", "auc"), strict=False):
-        assert row[1:] == [f"{evaluate(p)[name].value:.4f}" for p in (p1, p2)]
-    assert rows[3][1:] == ["11,173,449", "–"]
-    assert rows[4][1:] == ["4 min 05 s", "–"]
-    assert "Measured on 60 test images; whether the networks differ is not tested" in str(
-        comparison
-    )
+    rows = comparison_rows = cells(str(comparison))
+    wanted = ["test accuracy", "test loss", "AUC", "parameters", "training time"]
+    assert [name for name in comparison_rows if name in wanted] == wanted
+    for row, name in (("test accuracy", "accuracy"), ("test loss", "loss"), ("AUC", "auc")):
+        assert rows[row] == [f"{evaluate(p)[name].value:.4f}" for p in (p1, p2)]
+    assert rows["parameters"] == ["11,173,449", "–"]
+    assert rows["training time"] == ["4 min 05 s", "–"]
+    found = comparison["xception"].means["accuracy"].interval
+    assert f"{found.low:.4f} to {found.high:.4f}" in str(comparison)
+    assert f"{found.low:.4f} to {found.high:.4f}" in comparison.to_markdown()
 
 
 def test_without_costs_there_are_no_rows_for_them():
@@ -229,9 +236,11 @@ def test_several_seeds_give_mean_and_range():
     assert spread.mean == pytest.approx(np.mean(values))
     assert f"{np.mean(values):.4f}" in str(comparison)
     assert f"{min(values):.4f} to {max(values):.4f}" in str(comparison)
-    assert f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})" in (
-        comparison.to_markdown()
-    )
+    mean = comparison["xception"].means["auc"]
+    each = [f"{a:.4f} to {b:.4f}" for a, b in ((mean.interval.low, mean.interval.high),)]
+    each += [f"{spread.min:.4f} to {spread.max:.4f}"]
+    each += [f"{mean.joint.low:.4f} to {mean.joint.high:.4f}"]
+    assert f"{np.mean(values):.4f} ({'; '.join(each)})" in comparison.to_markdown()
     assert "20.0 s (10.0 s to 30.0 s)" in comparison.to_markdown()
     assert "seeds: resnet18 1, xception 3" in str(comparison)
     assert comparison.to_dict()["columns"][1]["metrics"]["auc"]["values"] == values
@@ -254,15 +263,19 @@ def test_csv_is_the_same_table_at_full_precision():
 
 def test_the_ideal_observer_has_its_column():
     comparison = compare({"resnet18": make(seed=1)}, ideal=make(seed=2, skill=3), costs=COSTS)
-    lines = str(comparison).splitlines()
-    assert lines[3].endswith("ideal observer")
+    text = str(comparison)
+    assert re.search(r"^ +resnet18 +ideal observer$", text, re.M)
     best = evaluate(make(seed=2, skill=3))["accuracy"].value
-    assert lines[4].endswith(f"{best:.4f}")
-    assert lines[7].endswith("–")
+    assert cells(text)["test accuracy"][1] == f"{best:.4f}"
+    assert cells(text)["parameters"][1] == "–"
     assert comparison.ideal is not None
     assert list(comparison) == ["resnet18"]
     assert comparison.to_dict()["ideal_observer"]["metrics"]["accuracy"]["mean"] == best
-    assert "on average no method does better" in str(comparison)
+    assert "on average no method does better" in " ".join(text.split())
+    (pair,) = comparison.from_ideal
+    assert pair.primary.value == pytest.approx(
+        comparison["resnet18"]["auc"].mean - comparison.ideal["auc"].mean
+    )
 
 
 def test_pairing_is_by_id_not_by_row():
@@ -420,7 +433,8 @@ def test_a_run_is_evaluated_into_its_directory(tmp_path):
     written = json.loads((run / "report.json").read_text())
     assert written == json.loads(tables.json_text(report.to_dict()))
     assert written["dataset"] == "breastmnist"
-    names = {f"{name}.{kind}" for name in ("roc", "curves", "confusion") for kind in ("png", "svg")}
+    drawn = ("roc", "precision_recall", "reliability", "decision", "confusion", "curves")
+    names = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert {path.name for path in (run / "figures").iterdir()} == names
     assert evaluate_run(run)["auc"] == report["auc"]  # once more: files are replaced
 
@@ -488,7 +502,7 @@ def test_a_comparison_is_written_whole(tmp_path):
     assert str(comparison).startswith("phantom test (synthetic)\n")
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures == {"roc.png", "roc.svg", "curves.png", "curves.svg"}
-    assert len(list(out.iterdir())) == 5
+    assert len(list(out.iterdir())) == 6  # these, and report.html
 
 
 def spoil(path, how):
@@ -591,3 +605,24 @@ def test_figures_are_drawn_where_no_curve_is_defined(tmp_path, task, n):
         write_comparison(dirs, tmp_path / "out")
     assert (dirs[0] / "figures" / "roc.png").stat().st_size > 5000
     assert (tmp_path / "out" / "figures" / "roc.png").stat().st_size > 5000
+
+
+def test_a_comparison_page_says_what_the_comparison_says(tmp_path):
+    dirs = [
+        write_run(tmp_path / f"{name}{i}", make(seed=7 * j + i), model=name, seed=i)
+        for j, name in enumerate(("resnet18", "xception"))
+        for i in range(3)
+    ]
+    comparison = write_comparison(dirs, tmp_path / "out", difference=0.03)
+    page = (tmp_path / "out" / "report.html").read_text()
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+    for sentence in (*comparison.verdict, *comparison.notes()):
+        assert sentence in text
+    assert "Positive class: malignant." in text
+    assert "true difference of 0.03 in AUC" in text
+    for column in comparison.columns:
+        for mean in column.means.values():
+            assert tables.ends(mean.interval) in text
+        assert tables.ends(column.means["auc"].joint) in text
+    assert "Settings that differ between runs" in text
+    assert re.search(r"xception2 xception 2", text)

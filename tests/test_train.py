@@ -17,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
+from flaxmed.evaluation.worst import read_thumbnails, worst_images
 from flaxmed.models.layers import BatchNorm
 from flaxmed.models.resnet import RESNET18, ResNet, ResNetConfig
 from flaxmed.training import AugmentConfig, Interrupted, OptimizerConfig, TrainConfig
@@ -91,6 +92,9 @@ def test_a_run_writes_what_a_reader_needs(data, tmp_path):
         assert len(set(p.image_sha256)) == len(split)
         ideal = flaxmed.Predictions.load(run.dir / "predictions" / f"ideal_{name}.npz")
         np.testing.assert_allclose(ideal.probabilities, data.ideal[name], rtol=1e-9)
+    kept, worst = read_thumbnails(run.dir / "thumbnails.npz"), worst_images(run.predictions["test"])
+    np.testing.assert_array_equal(kept.ids, data.test.ids[worst])
+    np.testing.assert_array_equal(kept.images, data.test.images[worst])
 
 
 def test_the_batch_norm_momentum_is_the_networks_own_unless_set(data):

@@ -1,11 +1,14 @@
 """Metrics, reports, comparisons and figures, from predictions alone; imports no jax."""
 
-from flaxmed.evaluation.comparison import Column, Comparison, Spread, compare
+from flaxmed.evaluation.column import Column, Spread
+from flaxmed.evaluation.comparison import Comparison, compare
 from flaxmed.evaluation.curves import RocCurve
+from flaxmed.evaluation.estimates import Metric
 from flaxmed.evaluation.figures import comparison_figures, report_figures
 from flaxmed.evaluation.metrics import METRICS, score
-from flaxmed.evaluation.report import Metric, Report, evaluate
+from flaxmed.evaluation.report import Report, evaluate
 from flaxmed.evaluation.runs import compare_runs, evaluate_run, write_comparison
+from flaxmed.evaluation.worst import worst_images
 
 __all__ = [
     "METRICS",
@@ -22,5 +25,6 @@ __all__ = [
     "evaluate_run",
     "report_figures",
     "score",
+    "worst_images",
     "write_comparison",
 ]

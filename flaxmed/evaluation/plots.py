@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxmed.evaluation.curves import RocCurve
+from flaxmed.evaluation.curves import RocBand, RocCurve
 from flaxmed.evaluation.tables import write_file
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.2)))
 _GREY = "#777777"
+KINDS, DPI = ("png", "svg"), 150
 
 _STYLE: dict[str, Any] = {
     "figure.dpi": 100,
@@ -77,6 +78,7 @@ def roc_figure(
     macro: RocCurve | None = None,
     positive: str | None = None,
     ideal: RocCurve | None = None,
+    band: RocBand | None = None,
 ) -> matplotlib.figure.Figure:
     """ROC curve of each class against the rest, with its AUC in the legend.
 
@@ -86,9 +88,13 @@ def roc_figure(
         macro: the mean of the curves, drawn thick and black.
         positive: the class of ``curves`` that the legend marks as the positive one.
         ideal: the ideal observer's curve (macro, or of the positive class), dotted grey.
+        band: of the macro curve, or of the first one; an undefined one is not drawn.
     """
     with _style():
         figure, axes = _roc_axes(title)
+        if band is not None and not band.reason:
+            look = {"color": PALETTE[0] if macro is None else "black", "alpha": 0.15}
+            axes.fill_between(band.fpr, band.low, band.high, label=band.title, linewidth=0, **look)
         for i, (name, curve) in enumerate(curves):
             label = f"{name} (positive)" if name == positive else name
             # the other class of a binary task mirrors the positive one: drawn, but lighter
@@ -209,23 +215,29 @@ def label_confusion_figure(
     return figure
 
 
+def render_figure(figure: matplotlib.figure.Figure, kind: str, *, tight: bool = False) -> bytes:
+    """The figure as ``"png"`` (150 dpi) or ``"svg"``; the same figure gives the same bytes.
+
+    ``tight`` cuts it to what is drawn, which may be less or more than the figure's own size.
+    """
+    options: dict[str, Any] = {"dpi": DPI} if kind == "png" else {"metadata": {"Date": None}}
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format=kind, bbox_inches="tight" if tight else None, **options)
+    return buffer.getvalue()
+
+
 def save_figure(figure: matplotlib.figure.Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Write ``stem.png`` (150 dpi) and ``stem.svg``, each whole or not at all; returns the paths.
+    """Write ``stem.png`` and ``stem.svg``, each whole or not at all; returns the paths.
 
     Raises:
         InputError: the folder cannot be written.
         RunError: the disk is full.
     """
-    stem = Path(stem)
-    paths = []
-    kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
-    for kind, options in kinds.items():
-        buffer = io.BytesIO()
-        with _style():
-            figure.savefig(buffer, format=kind, **options)
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_file(paths[-1], buffer.getvalue())
-    return paths
+    files = {Path(f"{os.fspath(stem)}.{kind}"): render_figure(figure, kind) for kind in KINDS}
+    for path, content in files.items():
+        write_file(path, content)
+    return list(files)
 
 
 @contextlib.contextmanager

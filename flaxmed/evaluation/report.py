@@ -1,4 +1,4 @@
-"""The report on one set of predictions: every metric that applies, and what each depends on."""
+"""The report on one set of predictions: every metric with its interval, and what to mind."""
 
 from __future__ import annotations
 
@@ -6,46 +6,34 @@ import dataclasses
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 
-from flaxmed.evaluation.checks import missing
-from flaxmed.evaluation.metrics import METRICS, MetricSpec, class_auc_scores, confusion_matrix
-from flaxmed.evaluation.tables import aligned, escape, fill, json_number, markdown, number
+from flaxmed.evaluation.bootstrap import DRAWS
+from flaxmed.evaluation.calibration import Calibration, calibrate
+from flaxmed.evaluation.estimates import (
+    Metric,
+    Sampling,
+    class_areas,
+    class_shares,
+    estimate_metrics,
+)
+from flaxmed.evaluation.flags import collapse_flags, leak_flags
+from flaxmed.evaluation.metrics import confusion_matrix
+from flaxmed.evaluation.operating import (
+    DecisionCurve,
+    OperatingPoint,
+    decision_curve,
+    default_points,
+)
+from flaxmed.evaluation.subgroups import SubgroupColumns, Subgroups, split_metrics
+from flaxmed.evaluation.tables import aligned, ends, escape, fill, markdown, number, percent
 from flaxmed.types import Predictions, Task
 
 IDEAL = "ideal observer"
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One number of a report.
-
-    Attributes:
-        name: the key, e.g. ``"auc"``.
-        title: how tables call it, e.g. ``"AUC"``.
-        value: the number; NaN where it is undefined.
-        reason: why it is undefined, else None.
-        positive: the positive class, by name, where the value depends on it, else None.
-    """
-
-    name: str
-    title: str
-    value: float
-    reason: str | None = None
-    positive: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary that JSON can hold: NaN is None, with its reason."""
-        values: dict[str, Any] = {"value": json_number(self.value)}
-        if self.reason:
-            values["reason"] = self.reason
-        if self.positive is not None:
-            values["positive"] = self.positive
-        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +79,16 @@ class Report(Mapping[str, Metric]):
         positive: the positive class of a binary task, by name, else None.
         metrics: every metric of :data:`flaxmed.evaluation.metrics.METRICS` that applies.
         class_auc: the one-vs-rest AUC of each class, in the order of ``classes``.
+        class_shares: sensitivity, specificity, PPV and NPV of each class against the rest.
         confusion: ``[k, k]``, rows are the truth; multi-label ``[l, 2, 2]``.
+        level: the wanted coverage of the intervals.
+        groups: how many groups (patients) the images are of, or None where that is not known.
+        flags: signs of collapse and of images in two splits, a sentence each.
+        calibration: reliability on these images, and after scaling by a temperature fitted on
+            validation where that is given; None where not asked for.
+        operating_points: thresholds chosen on validation, and what they give here.
+        decision_curve: net benefit by threshold probability, for binary tasks, else None.
+        subgroups: every metric in each part of the images, by column.
         source: data set, split and network, as far as known.
         ideal: the ideal observer's report on the same images, where there is one, else None.
 
@@ -110,7 +107,15 @@ class Report(Mapping[str, Metric]):
     positive: str | None
     metrics: Mapping[str, Metric]
     class_auc: tuple[Metric, ...]
+    class_shares: Mapping[str, tuple[Metric, ...]]
     confusion: np.ndarray
+    level: float = 0.95
+    groups: int | None = None
+    flags: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
+    decision_curve: DecisionCurve | None = None
+    subgroups: tuple[Subgroups, ...] = ()
     source: Source = NO_SOURCE
     ideal: Report | None = None
 
@@ -129,10 +134,11 @@ class Report(Mapping[str, Metric]):
         lines = [
             self.source.title(),
             *describe_images(self.n, self.task, self.classes, self.counts),
+            *(fill(f"! {flag}") for flag in self.flags),
             "",
             *aligned(self._table()),
             "",
-            *map(fill, self._notes()),
+            *map(fill, self.notes()),
             "",
             "images by truth (rows) and decision (columns)",
             *aligned(self._confusion_table()),
@@ -147,8 +153,9 @@ class Report(Mapping[str, Metric]):
         """The report as GitHub Markdown."""
         lines = [f"## {escape(self.source.title())}", ""]
         lines += map(escape, describe_images(self.n, self.task, self.classes, self.counts, width=0))
+        lines += [f"\n**{escape(flag)}**" for flag in self.flags]
         lines += ["", *markdown(self._table())]
-        lines += ["", *(f"- {escape(note)}" for note in self._notes())]
+        lines += ["", *(f"- {escape(note)}" for note in self.notes())]
         lines += ["", "Images by truth (rows) and decision (columns):", ""]
         return "\n".join([*lines, *markdown(self._confusion_table()), ""])
 
@@ -159,34 +166,54 @@ class Report(Mapping[str, Metric]):
             "n": self.n,
             "task": str(self.task),
             "classes": [
-                {"name": name, "images": count, "auc": auc.to_dict()}
-                for name, count, auc in zip(self.classes, self.counts, self.class_auc, strict=True)
+                {"name": name, "images": count, "auc": self.class_auc[c].to_dict()}
+                | {share: found[c].to_dict() for share, found in self.class_shares.items()}
+                for c, (name, count) in enumerate(zip(self.classes, self.counts, strict=True))
             ],
             "positive": self.positive,
+            "level": self.level,
+            "groups": self.groups,
+            "flags": list(self.flags),
             "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
             "confusion": self.confusion.tolist(),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "operating_points": [point.to_dict() for point in self.operating_points],
+            "subgroups": [column.to_dict() for column in self.subgroups],
+            "notes": self.notes(),
         }
         return values if self.ideal is None else {**values, "ideal_observer": self.ideal.to_dict()}
 
     def _table(self) -> list[list[str]]:
-        """Header and rows: name, value, and the ideal observer's where there is one."""
+        """Header and rows: name, value, interval, and the ideal observer's where there is one."""
         kind = "class" if self.task.exclusive else "label"
         rows = []
         for metric in self.metrics.values():
             given = "" if metric.positive is None else f" ({metric.positive})"
-            rows.append([metric.title + given, number(metric.value)])
+            rows.append([metric.title + given, number(metric.value), ends(metric.interval)])
         if self.task is not Task.BINARY:
-            rows += [[f"AUC of {kind} {m.title}", number(m.value)] for m in self.class_auc]
-        header = ["", self.source.model or "value"]
+            rows += [
+                [f"AUC of {kind} {m.title}", number(m.value), ends(m.interval)]
+                for m in self.class_auc
+            ]
+        header = ["", self.source.model or "value", f"{percent(self.level)} interval"]
         if self.ideal is not None:
             ideal = self.ideal._table()[1:]
             rows = [[*row, other[1]] for row, other in zip(rows, ideal, strict=True)]
             header.append(IDEAL)
         return [header, *rows]
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """How the numbers are to be read, a sentence or two each."""
         named = [] if self.positive is None else [f"Positive class: {self.positive}."]
-        return [*named, *reading_notes(self.task, self.classes), *undefined_notes([("", self)])]
+        macro = macro_notes(self.task, self.classes)
+        interval = interval_notes(self.metrics.values())
+        return [
+            *named,
+            *macro,
+            group_note(self.n, self.groups),
+            *interval,
+            *undefined_notes([("", self)]),
+        ]
 
     def _confusion_table(self) -> list[list[str]]:
         names, header = list(self.classes), list(self.classes)
@@ -201,65 +228,72 @@ class Report(Mapping[str, Metric]):
         return [["", *header], *body]
 
 
-def evaluate(predictions: Predictions) -> Report:
-    """Every metric that applies to ``predictions``.
+def evaluate(
+    predictions: Predictions,
+    *,
+    val: Predictions | None = None,
+    subgroups: SubgroupColumns | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Report:
+    """Every metric that applies to ``predictions``, with its interval; calibration; flags.
 
     Args:
-        predictions: of one model on one split.
+        predictions: of one model on one split; where they have groups (patients), every interval
+            respects them.
+        val: its predictions on the validation split, on which a temperature and the thresholds
+            are chosen; without it the report has neither.
+        subgroups: by column (``"sex"``), a value for each image id; see
+            :func:`flaxmed.evaluation.subgroups.read_subgroups` for a CSV file.
+        dataset: what a run recorded about its data, for the flags on identical images.
+        level: the wanted coverage of the intervals, in (0, 1).
+        draws: bootstrap draws.
+        seed: of everything that is drawn.
 
     Returns:
         The report; an undefined metric is NaN with its reason, and a warning.
 
+    Raises:
+        InputError: a level outside (0, 1); validation of another task; subgroups of other images.
+
     Example:
-        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
         >>> report = evaluate(
-        ...     Predictions.from_probabilities(scores, labels=np.array([0, 1, 0]), task="binary")
+        ...     Predictions.from_probabilities(scores, labels=np.array([0, 1, 0, 1]), task="binary")
         ... )
-        >>> report["auc"].value, round(report["accuracy"].value, 4)
-        (1.0, 0.6667)
+        >>> auc = report["auc"]
+        >>> auc.value, round(auc.low, 2), auc.high
+        (1.0, 0.39, 1.0)
     """
     p, scores = predictions, predictions.probabilities
-    classes = tuple(p.classes or ())
-    positive = None if p.positive is None else classes[p.positive]
-    metrics = {}
-    for spec in METRICS:
-        if p.task in spec.tasks:
-            value, reason = _with_reason(spec, p, scores)
-            named = positive if spec.needs_positive else None
-            metrics[spec.name] = Metric(spec.name, spec.title, value, reason, named)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)  # the reasons are kept instead
-        aucs = class_auc_scores(p.labels, scores, task=p.task)
-    class_auc = [
-        Metric("auc", name, float(auc), missing(p.labels, p.task, c, classes))
-        for c, (name, auc) in enumerate(zip(classes, aucs, strict=True))
-    ]
+    sampling = Sampling(level, draws, seed)
     if p.task is Task.MULTILABEL:
         counts = p.labels.sum(axis=0)
     else:
-        counts = np.bincount(p.labels, minlength=len(classes))
+        counts = np.bincount(p.labels, minlength=len(p.classes))
     report = Report(
         n=len(p),
         task=p.task,
-        classes=classes,
+        classes=p.classes,
         counts=tuple(counts.tolist()),
-        positive=positive,
-        metrics=metrics,
-        class_auc=tuple(class_auc),
+        positive=None if p.positive is None else p.classes[p.positive],
+        metrics=estimate_metrics(p, sampling),
+        class_auc=class_areas(p, sampling),
+        class_shares=class_shares(p, sampling),
         confusion=confusion_matrix(p.labels, scores, task=p.task),
+        level=level,
+        groups=None if p.groups is None else len(np.unique(p.groups)),
+        flags=(*collapse_flags(p, level=level), *leak_flags(p, val, dataset)),
+        calibration=calibrate(p, val, level=level, seed=seed),
+        operating_points=() if val is None else default_points(val, p, level=level),
+        decision_curve=decision_curve(p) if p.task is Task.BINARY and len(p) else None,
+        subgroups=() if subgroups is None else split_metrics(p, subgroups, sampling),
     )
     for note in undefined_notes([("", report)]):
         warnings.warn(note, UndefinedMetricWarning, stacklevel=2)
     return report
-
-
-def _with_reason(spec: MetricSpec, p: Predictions, scores: np.ndarray) -> tuple[float, str | None]:
-    """A metric's value, and why it is undefined if it is."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UndefinedMetricWarning)
-        value = spec(p, scores)
-    reasons = [str(w.message) for w in caught if issubclass(w.category, UndefinedMetricWarning)]
-    return value, reasons[-1] if math.isnan(value) and reasons else None
 
 
 def describe_images(
@@ -271,13 +305,40 @@ def describe_images(
     return textwrap.wrap(text, width, subsequent_indent="  ") if width else [text]
 
 
-def reading_notes(task: Task, classes: Sequence[str]) -> list[str]:
+def macro_notes(task: Task, classes: Sequence[str]) -> list[str]:
     """How the numbers of a task with more than one curve are to be read."""
     if task is Task.BINARY:
         return []
     if task is Task.MULTILABEL:
-        return [f"Accuracy, loss and AUC are means over the {len(classes)} labels."]
-    return [f"AUC is the mean over the {len(classes)} classes of each against the rest."]
+        return [f"Every number is a mean over the {len(classes)} labels."]
+    return [
+        "AUC, average precision, F1, sensitivity, specificity, PPV and NPV are means over the "
+        f"{len(classes)} classes of each against the rest."
+    ]
+
+
+def group_note(n: int, groups: int | None) -> str:
+    """What the intervals assume about images that belong together."""
+    if groups is None:
+        return (
+            "Which images share a patient is not known: intervals take all as independent, and "
+            "are too narrow if some are not."
+        )
+    return f"Intervals respect that the {n} images are of {groups} groups (patients)."
+
+
+def interval_notes(metrics: Iterable[Metric]) -> list[str]:
+    """By which method each interval was made, and what is unusual about one."""
+    methods: dict[str, list[str]] = {}
+    for metric in metrics:
+        if not math.isnan(metric.value) and not math.isnan(metric.low):
+            methods.setdefault(metric.interval.method, []).append(metric.title)
+    lines = [f"Intervals by {m}: {', '.join(titles)}." for m, titles in methods.items()]
+    reasons: dict[str, list[str]] = {}
+    for metric in metrics:
+        if metric.interval.reason and not metric.reason:
+            reasons.setdefault(metric.interval.reason, []).append(metric.title)
+    return lines + [f"Interval of {', '.join(t)}: {reason}." for reason, t in reasons.items()]
 
 
 def undefined_notes(

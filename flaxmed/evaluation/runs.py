@@ -13,44 +13,71 @@ from typing import Any
 import numpy as np
 
 from flaxmed.evaluation import plots
+from flaxmed.evaluation.card import model_card
 from flaxmed.evaluation.comparison import Comparison, compare
+from flaxmed.evaluation.comparison_page import comparison_page
 from flaxmed.evaluation.figures import comparison_figures, report_figures
 from flaxmed.evaluation.plots import History
+from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Report, Source, evaluate
+from flaxmed.evaluation.run_page import report_page
+from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.tables import json_text, write_file
+from flaxmed.evaluation.worst import read_thumbnails
 from flaxmed.types import InputError, Predictions
 
 
-def evaluate_run(run_dir: str | os.PathLike[str]) -> Report:
-    """Evaluate a finished run on its test images, and write ``report.json`` and ``figures/``.
+def evaluate_run(
+    run_dir: str | os.PathLike[str],
+    *,
+    subgroups: str | os.PathLike[str] | None = None,
+    level: float = 0.95,
+) -> Report:
+    """Evaluate a finished run on its test images, and write its report into its directory.
 
-    The figures, each as PNG and SVG: ``roc`` (a curve per class), ``confusion`` and, where the run
-    logged its epochs, ``curves`` (accuracy and loss).
+    Files: ``report.html``, ``report.json``, ``MODEL_CARD.md`` and ``figures/``, each figure as PNG
+    and SVG: ``roc``, ``precision_recall``, ``confusion``, ``reliability``, for binary tasks
+    ``decision`` and, where the run logged its epochs, ``curves`` (accuracy and loss). All are made
+    before the first is written, and each is written whole or not at all.
 
     Args:
-        run_dir: run directory.
+        run_dir: run directory. Its validation predictions choose the temperature and thresholds;
+            without them the report has neither.
+        subgroups: a CSV file, see :func:`flaxmed.evaluation.subgroups.read_subgroups`.
+        level: the wanted coverage of the intervals, in (0, 1).
 
     Raises:
-        InputError: no such run, one that is not finished, or a file in it that cannot be read.
+        InputError: no such run, one that is not finished, a file in it that cannot be read, or
+            what :func:`flaxmed.evaluate` refuses.
     """
     run = _read_run(run_dir)
+    record = _read_record(run)
+    columns = None if subgroups is None else read_subgroups(subgroups)
     report = dataclasses.replace(
-        evaluate(run.predictions), source=dataclasses.replace(run.source, model=run.model)
+        evaluate(run.predictions, val=run.val, subgroups=columns, dataset=run.dataset, level=level),
+        source=dataclasses.replace(run.source, model=run.model),
     )
     if run.ideal is not None:
-        ideal = dataclasses.replace(evaluate(run.ideal), source=run.source)
+        ideal = dataclasses.replace(evaluate(run.ideal, level=level), source=run.source)
         report = dataclasses.replace(report, ideal=ideal)
     figures = report_figures(report, run.predictions, ideal=run.ideal)
     if run.history is not None:
         title = dataclasses.replace(report.source, split="").title()
         figures["curves"] = plots.history_figure(run.history, title=title)
-    for name, figure in figures.items():
-        plots.save_figure(figure, run.dir / "figures" / name)
-    write_file(run.dir / "report.json", json_text(report.to_dict()))
+    files: dict[str, str | bytes] = {
+        f"figures/{name}.{kind}": plots.render_figure(figure, kind)
+        for name, figure in figures.items()
+        for kind in plots.KINDS
+    }
+    files["report.json"] = json_text(report.to_dict())
+    files["report.html"] = report_page(report, run.predictions, figures=figures, record=record)
+    files["MODEL_CARD.md"] = model_card(report, record=record)
+    for name, content in files.items():
+        write_file(run.dir / name, content)
     return report
 
 
-def compare_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
+def compare_runs(run_dirs: Sequence[str | os.PathLike[str]], **plan: Any) -> Comparison:
     """Compare finished runs on one data set; runs of one network that differ in nothing but
     their seed are its seeds.
 
@@ -58,11 +85,52 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
 
     Args:
         run_dirs: run directories.
+        plan: ``metric``, ``difference``, ``power`` and ``level``, as :func:`flaxmed.compare` takes
+            them.
 
     Raises:
-        InputError: no runs, a run given twice, runs on different data, or what :func:`evaluate_run`
-            refuses.
+        InputError: no runs, a run given twice, runs on different data, what :func:`flaxmed.compare`
+            refuses, or what :func:`evaluate_run` refuses.
     """
+    return _compare(_read_runs(run_dirs), plan)
+
+
+def write_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str], **plan: Any
+) -> Comparison:
+    """Compare runs as :func:`compare_runs` does, and write the result to ``out_dir``.
+
+    Files: ``report.html``; ``comparison.txt``, ``.md``, ``.csv`` and ``.json``; ``figures/roc``
+    and, where the runs logged their epochs, ``figures/curves``, each as PNG and SVG. All are made
+    before the first is written; a file that is there is replaced.
+
+    Raises:
+        InputError: what :func:`compare_runs` refuses; a folder that cannot be written, or is a
+            run's own.
+    """
+    out, runs = Path(out_dir), _read_runs(run_dirs)
+    comparison = _compare(runs, plan)
+    if (out / "config.json").exists():
+        raise InputError(f"{out}: holds a run; expected a folder for the comparison alone")
+    figures = comparison_figures(comparison)
+    files: dict[str, str | bytes] = {
+        f"figures/{name}.{kind}": plots.render_figure(figure, kind)
+        for name, figure in figures.items()
+        for kind in plots.KINDS
+    }
+    records = {run.dir.name: _read_record(run) for run in runs}
+    files["report.html"] = comparison_page(comparison, figures=figures, records=records)
+    files["comparison.txt"] = f"{comparison}\n"
+    files["comparison.md"] = comparison.to_markdown()
+    files["comparison.csv"] = comparison.to_csv()
+    files["comparison.json"] = json_text(comparison.to_dict())
+    for name, content in files.items():
+        write_file(out / name, content)
+    return comparison
+
+
+def _read_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[_Run]:
+    """Finished runs on one data set, each once."""
     runs = [_read_run(path) for path in run_dirs]
     if not runs:
         raise InputError("nothing to compare: expected at least one run directory")
@@ -74,12 +142,18 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
                 f"{run.dir} is a run on {run.source.dataset}, {runs[0].dir} on "
                 f"{runs[0].source.dataset}; only runs on one data set can be compared"
             )
+    return runs
+
+
+def _compare(runs: Sequence[_Run], plan: Mapping[str, Any]) -> Comparison:
     groups = _group(runs)
     costs = {name: _run_costs(group) for name, group in groups.items()}
     made = compare(
         {name: [run.predictions for run in group] for name, group in groups.items()},
         costs=costs,
         ideal=next((run.ideal for run in runs if run.ideal is not None), None),
+        dataset=runs[0].dataset,
+        **plan,
     )
     columns = tuple(
         dataclasses.replace(
@@ -91,30 +165,6 @@ def compare_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
     return dataclasses.replace(made, columns=columns, source=runs[0].source)
 
 
-def write_comparison(
-    run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]
-) -> Comparison:
-    """Compare runs as :func:`compare_runs` does, and write the result to ``out_dir``.
-
-    Files: ``comparison.txt``, ``.md``, ``.csv`` and ``.json``; ``figures/roc`` and, where the runs
-    logged their epochs, ``figures/curves``, each as PNG and SVG. A file that is there is replaced.
-
-    Raises:
-        InputError: what :func:`compare_runs` refuses; a folder that cannot be written, or is a
-            run's own.
-    """
-    comparison, out = compare_runs(run_dirs), Path(out_dir)
-    if (out / "config.json").exists():
-        raise InputError(f"{out}: holds a run; expected a folder for the comparison alone")
-    for name, figure in comparison_figures(comparison).items():
-        plots.save_figure(figure, out / "figures" / name)
-    write_file(out / "comparison.txt", f"{comparison}\n")
-    write_file(out / "comparison.md", comparison.to_markdown())
-    write_file(out / "comparison.csv", comparison.to_csv())
-    write_file(out / "comparison.json", json_text(comparison.to_dict()))
-    return comparison
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Run:
     """What a run directory holds."""
@@ -124,9 +174,11 @@ class _Run:
     settings: Mapping[str, Any]
     source: Source
     predictions: Predictions
+    val: Predictions | None
     ideal: Predictions | None
     history: History | None
     facts: Mapping[str, Any]
+    dataset: Mapping[str, Any]
 
 
 # What makes no other network of a run: the seed, how and where its images were fetched, versions.
@@ -152,7 +204,7 @@ def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
         )
     about = _read_json(path / "dataset.json", "not a run directory")
     facts = _read_json(path / "run.json", "expected a finished run")
-    ideal = path / "predictions" / "ideal_test.npz"
+    val, ideal = (path / "predictions" / f"{name}.npz" for name in ("val", "ideal_test"))
     return _Run(
         dir=path,
         model=config["model"],
@@ -163,10 +215,19 @@ def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
             synthetic=bool(about.get("synthetic", False)),
         ),
         predictions=Predictions.load(path / "predictions" / "test.npz"),
+        val=Predictions.load(val) if val.is_file() else None,
         ideal=Predictions.load(ideal) if ideal.is_file() else None,
         history=_read_history(path / "metrics.jsonl", facts.get("best_epoch")),
         facts=facts,
+        dataset=about,
     )
+
+
+def _read_record(run: _Run) -> RunRecord:
+    """What the run's files tell beside its predictions."""
+    path = run.dir / "thumbnails.npz"
+    kept = read_thumbnails(path) if path.is_file() else None
+    return RunRecord(run.settings, run.dataset, run.facts, kept)
 
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:

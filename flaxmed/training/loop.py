@@ -31,6 +31,7 @@ from flaxmed.training.progress import Interrupted, Progress, StopRequest
 from flaxmed.training.run import Run, build_model, init_weights, load_into, load_run
 from flaxmed.training.sharding import make_mesh, padded_size, replicate, shard_batch
 from flaxmed.training.step import TrainState, init_state, make_train_step, zero_sums
+from flaxmed.training.thumbnails import save_thumbnails
 from flaxmed.types import Dataset, DatasetInfo, InputError, Predictions, RunError, Split, Task
 
 # steps that may wait for the device: enough to keep it busy, few enough for Ctrl-C to act soon
@@ -389,13 +390,16 @@ def save_predictions(
     dataset: Dataset,
     mesh: jax.sharding.Mesh,
 ) -> None:
-    """``predictions/NAME.npz``, and ``ideal_NAME.npz`` where the ideal observer is known."""
+    """``predictions/NAME.npz``, and ``ideal_NAME.npz`` where the ideal observer is known; of the
+    test images also ``thumbnails.npz``."""
     folder = run_dir / "predictions"
     folder.mkdir(exist_ok=True)
     split, info = dataset.splits[name], dataset.info
     logits = logits_of(model, config, split, mesh)
     made = predictions_of(logits, split, info, digests=True)
     made.save(folder / f"{name}.npz")
+    if name == "test":
+        save_thumbnails(run_dir / "thumbnails.npz", made, split)
     if dataset.ideal is not None:
         with np.errstate(divide="ignore"):
             ideal = dataclasses.replace(made, logits=np.log(dataset.ideal[name]))
