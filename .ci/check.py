@@ -120,7 +120,7 @@ def check_figures(folder: Path, *names: str) -> None:
 
 
 def check_wheel(path: str) -> None:
-    """The package, its type marker and its licence, and nothing else."""
+    """The package with its templates and type marker, its licence, and nothing else."""
     names = zipfile.ZipFile(path).namelist()
     print(f"{path}: {len(names)} files")
     tops = {name.split("/")[0] for name in names}
@@ -128,8 +128,10 @@ def check_wheel(path: str) -> None:
     assert "flaxmed/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names), names
     package = Path(__file__).resolve().parents[1]
-    sources = {str(p.relative_to(package)) for p in (package / "flaxmed").rglob("*.py")}
-    assert sources == {name for name in names if name.endswith(".py")}
+    files = (path for path in (package / "flaxmed").rglob("*.*") if path.suffix != ".pyc")
+    assert {str(path.relative_to(package)) for path in files} == {
+        name for name in names if name.startswith("flaxmed/")
+    }
 
 
 def main() -> None:

@@ -10,12 +10,14 @@ that between them every null hypothesis is true to the last digit, and none is t
 
 With 5,000 test sets a coverage of 0.95 is known to 0.003 (one standard error), and the rate of a
 test at 0.05 likewise. It takes about an hour on two CPU cores; --sets 200 is a first look.
+``--table FILE`` prints the README's table from such a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import platform
@@ -35,7 +37,7 @@ from flaxmed.evaluation.calibration import reliability
 from flaxmed.evaluation.estimates import Sampling, estimate_metrics
 from flaxmed.evaluation.metrics import METRICS
 from flaxmed.evaluation.paired import accuracy_difference, auc_difference, bootstrap_differences
-from flaxmed.evaluation.tables import json_text, write_file
+from flaxmed.evaluation.tables import DASH, json_text, markdown, write_file
 from flaxmed.types import Predictions, Task
 
 BINARY = FAMILIES["phantom-binary"]
@@ -224,7 +226,11 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print a file's table, no more")
     args = parser.parse_args()
+    if args.table:
+        print(markdown_table(json.loads(args.table.read_text(encoding="utf-8"))["cases"]))
+        return
 
     results = []
     for case in (CASES[i] for i in args.cases):
@@ -252,6 +258,25 @@ def main() -> None:
                 "alpha": ALPHA,
             }
             write_file(args.json, json_text({**about, "cases": results}))
+
+
+def markdown_table(cases: list[dict[str, Any]]) -> str:
+    """Every coverage and rejection rate in percent, a column per case."""
+    titles = {spec.name: spec.title for spec in METRICS}
+    table = [["%", *(case["name"] for case in cases)]]
+    for kind, key, words in (
+        ("intervals", "covered", "{} covered"),
+        ("differences", "covered", "difference in {} covered"),
+        ("tests", "rejected", "rejected: {}"),
+    ):
+        names = dict.fromkeys(name for case in cases for name in case[kind])
+        for name in names:
+            first = name.split(",")[0]
+            title = name.replace(first, titles.get(first, first), 1)
+            found = [case[kind].get(name) for case in cases]
+            cells = [DASH if one is None else f"{100 * one[key]:.1f}" for one in found]
+            table.append([words.format(title), *cells])
+    return "\n".join(markdown(table))
 
 
 def _one_thread() -> None:

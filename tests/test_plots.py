@@ -16,9 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from flaxmed.evaluation import plots, tables
-from flaxmed.evaluation.curves import RocCurve, macro_roc_curve, roc_curve
+from flaxmed.evaluation.curves import (
+    RocCurve,
+    macro_roc_curve,
+    precision_recall_curve,
+    roc_band,
+    roc_curve,
+)
 from flaxmed.evaluation.plots import History
-from flaxmed.types import InputError, RunError, Task, softmax
+from flaxmed.evaluation.plots_curves import precision_recall_figure
+from flaxmed.types import InputError, Predictions, RunError, Task, softmax
 
 TISSUES = (
     "adipose",
@@ -42,6 +49,19 @@ def curves_of(classes, seed=0, n=90):
     made = [roc_curve(labels, scores, task=Task.MULTICLASS, of_class=c) for c in range(k)]
     macro = macro_roc_curve(labels, scores, task=Task.MULTICLASS)
     return list(zip(classes, made, strict=True)), macro
+
+
+def predictions_of(classes, n=90):
+    labels = np.arange(n) % 2
+    logits = np.random.default_rng(0).normal(size=(n, 2)) + np.eye(2)[labels]
+    return Predictions(labels=labels, logits=logits, task="binary", classes=classes, positive=0)
+
+
+def precision_of(classes):
+    p = predictions_of("ab")
+    scores, task = p.probabilities, p.task
+    curve = precision_recall_curve(p.labels, scores, task=task, of_class=0)
+    return [(name, curve) for name in classes]
 
 
 def history(epochs=5, best=3, first_loss=0.7):
@@ -72,6 +92,15 @@ FIGURES = {
     ),
     "roc of fourteen": lambda: plots.roc_figure(
         curves_of([f"finding {i}" for i in range(14)])[0], title="chestmnist"
+    ),
+    "roc with a band": lambda: plots.roc_figure(
+        curves_of("ab")[0], title="a, n = 90", positive="a", band=roc_band(predictions_of("ab"))
+    ),
+    "precision and recall of two": lambda: precision_recall_figure(
+        precision_of(("malignant",)), title="a, n = 90", positive="malignant"
+    ),
+    "precision and recall of nine": lambda: precision_recall_figure(
+        precision_of(TISSUES), title="pathmnist test, n = 90"
     ),
     "roc of networks": lambda: plots.comparison_roc_figure(
         {"resnet18": [curves_of("abc")[1]], "xception": [curves_of("abc", i)[1] for i in (1, 2)]},
@@ -181,6 +210,17 @@ def test_the_positive_class_is_named():
     labels = legend_texts(FIGURES["roc of two"]())
     assert labels[0].startswith("malignant (positive): AUC")
     assert labels[1].startswith("normal, benign: AUC")
+
+
+def test_a_band_lies_under_the_curves_and_says_what_it_is():
+    figure = FIGURES["roc with a band"]()
+    band = roc_band(predictions_of("ab"))
+    (drawn,) = figure.axes[0].collections
+    vertices = drawn.get_paths()[0].vertices
+    assert vertices[:, 1].min() == band.low.min()
+    assert set(band.high) <= set(vertices[:, 1])
+    assert drawn.get_zorder() < figure.axes[0].lines[1].get_zorder()
+    assert "95% band, pointwise\n1000 draws of images" in legend_texts(figure)
 
 
 def test_an_undefined_curve_is_named_and_not_drawn():

@@ -65,7 +65,7 @@ class Comparison(Mapping[str, Column]):
         >>> p, q = (Predictions(labels=labels, logits=one, task="binary") for one in logits)
         >>> comparison = compare({"resnet18": p, "xception": q})
         >>> print(comparison.verdict[0][:73])
-        On these 30 test images no difference in AUC between xception and resnet1
+        On these 30 test images no difference in AUC between resnet18 and xceptio
     """
 
     columns: tuple[Column, ...]

@@ -14,7 +14,7 @@ from flaxmed.evaluation.comparison_tables import (
 )
 from flaxmed.evaluation.page import Drawing, Page, Section, Table, render_page
 from flaxmed.evaluation.record import RunRecord
-from flaxmed.evaluation.report import describe_images
+from flaxmed.evaluation.report import describe_images, group_note, undefined_notes
 from flaxmed.evaluation.tables import ends, number, percent
 from flaxmed.evaluation.verdict import TITLES
 from flaxmed.types import Task
@@ -51,12 +51,14 @@ def comparison_page(
     first = comparison.first
     about = describe_images(first.n, first.task, first.classes, first.counts, width=0)
     positive = [] if first.positive is None else [f"Positive class: {first.positive}."]
-    synthetic = ["Synthetic images: the numbers say nothing about any disease or patient."]
+    kind = "Synthetic images: the numbers say nothing about any disease or patient."
+    if not comparison.source.synthetic:
+        kind = group_note(first.n, first.groups)
     page = Page(
         title=f"Comparison: {comparison.source.title(comparison.n)}",
         lead=comparison.verdict,
         facts=(*positive, *(f"{line}." for line in about)),
-        flags=(*(synthetic if comparison.source.synthetic else []), *comparison.flags()),
+        flags=(*comparison.flags(), kind),
         sections=tuple(_sections(comparison, figures, records)),
     )
     return render_page(page)
@@ -114,16 +116,23 @@ def _every_metric(comparison: Comparison) -> Section:
     for name in comparison.first:
         means = [column.means[name] for column in columns]
         cells = [f"{number(m.spread.mean)} ({ends(m.interval)})" for m in means]
-        table.append([TITLES[name], *cells])
+        table.append([_title(comparison, name), *cells])
     tables = [Table(f"Every metric, with {level} intervals", table)]
     if comparison.pairs:
         pairs = [["", *(f"{p.first} – {p.second}" for p in comparison.pairs)]]
         for name in comparison.first:
             found = [pair.differences[name] for pair in comparison.pairs]
             cells = [f"{number(d.value)} ({ends(d.interval)})" for d in found]
-            pairs.append([TITLES[name], *cells])
+            pairs.append([_title(comparison, name), *cells])
         tables.append(Table(f"Every difference, with {level} intervals", pairs))
-    return Section("Every metric", tables=tuple(tables), folded=True)
+    reasons = undefined_notes([(c.name, report) for c in columns for report in c.reports])
+    return Section("Every metric", tables=tuple(tables), after=tuple(reasons), folded=True)
+
+
+def _title(comparison: Comparison, metric: str) -> str:
+    """The metric's title, with the positive class where the value depends on it."""
+    positive = comparison.first[metric].positive
+    return TITLES[metric] + ("" if positive is None else f" ({positive})")
 
 
 def _runs(records: Mapping[str, RunRecord]) -> list[Section]:

@@ -70,6 +70,6 @@ def _legend(figure: Any, axes: Any, *, outside: bool) -> None:
         figure.legend(handles, labels, loc="outside lower center", handlelength=2.6)
         return
     lines = [line for label in labels for line in label.split("\n")]
-    # room for square axes beside the legend
-    figure.set_size_inches(6.3 + 0.078 * max(map(len, lines)), max(5.4, 0.24 * len(lines)))
+    width, height = 6.3 + 0.078 * max(map(len, lines)), max(5.4, 0.24 * len(lines))
+    figure.set_size_inches(round(width, 1), round(height, 1))  # square axes beside the legend
     figure.legend(handles, labels, loc="outside right center", handlelength=2.6)
