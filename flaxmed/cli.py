@@ -231,7 +231,6 @@ def _add_evaluate(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from flaxmed.evaluation import evaluate, evaluate_run
-    from flaxmed.evaluation.subgroups import read_subgroups
     from flaxmed.types import Predictions
 
     if not 0 < arguments.level < 1:
@@ -245,8 +244,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return
     p = Predictions.load(arguments.run)
     val = None if arguments.val is None else Predictions.load(arguments.val)
-    columns = None if arguments.subgroups is None else read_subgroups(arguments.subgroups)
-    print(evaluate(p, val=val, subgroups=columns, level=arguments.level))
+    print(evaluate(p, val=val, subgroups=arguments.subgroups, level=arguments.level))
 
 
 def _add_compare(commands: Any) -> None:

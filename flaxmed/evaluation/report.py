@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,12 @@ from flaxmed.evaluation.operating import (
     decision_curve,
     default_points,
 )
-from flaxmed.evaluation.subgroups import SubgroupColumns, Subgroups, split_metrics
+from flaxmed.evaluation.subgroups import (
+    SubgroupColumns,
+    Subgroups,
+    read_subgroups,
+    split_metrics,
+)
 from flaxmed.evaluation.tables import aligned, ends, escape, fill, markdown, number, percent
 from flaxmed.types import Predictions, Task
 
@@ -232,7 +238,7 @@ def evaluate(
     predictions: Predictions,
     *,
     val: Predictions | None = None,
-    subgroups: SubgroupColumns | None = None,
+    subgroups: SubgroupColumns | str | os.PathLike[str] | None = None,
     dataset: Mapping[str, Any] | None = None,
     level: float = 0.95,
     draws: int = DRAWS,
@@ -245,8 +251,8 @@ def evaluate(
             respects them.
         val: its predictions on the validation split, on which a temperature and the thresholds
             are chosen; without it the report has neither.
-        subgroups: by column (``"sex"``), a value for each image id; see
-            :func:`flaxmed.evaluation.subgroups.read_subgroups` for a CSV file.
+        subgroups: by column (``"sex"``), a value for each image id; or a CSV file, see
+            :func:`flaxmed.evaluation.subgroups.read_subgroups`.
         dataset: what a run recorded about its data, for the flags on identical images.
         level: the wanted coverage of the intervals, in (0, 1).
         draws: bootstrap draws.
@@ -269,6 +275,8 @@ def evaluate(
     """
     p, scores = predictions, predictions.probabilities
     sampling = Sampling(level, draws, seed)
+    if isinstance(subgroups, str | os.PathLike):
+        subgroups = read_subgroups(subgroups)
     if p.task is Task.MULTILABEL:
         counts = p.labels.sum(axis=0)
     else:

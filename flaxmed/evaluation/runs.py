@@ -21,7 +21,6 @@ from flaxmed.evaluation.plots import History
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Report, Source, evaluate
 from flaxmed.evaluation.run_page import report_page
-from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.tables import json_text, write_file
 from flaxmed.evaluation.worst import read_thumbnails
 from flaxmed.types import InputError, Predictions
@@ -52,9 +51,10 @@ def evaluate_run(
     """
     run = _read_run(run_dir)
     record = _read_record(run)
-    columns = None if subgroups is None else read_subgroups(subgroups)
     report = dataclasses.replace(
-        evaluate(run.predictions, val=run.val, subgroups=columns, dataset=run.dataset, level=level),
+        evaluate(
+            run.predictions, val=run.val, subgroups=subgroups, dataset=run.dataset, level=level
+        ),
         source=dataclasses.replace(run.source, model=run.model),
     )
     if run.ideal is not None:
