@@ -185,7 +185,7 @@ def summarise(case: Case, pool: Pool, rows: list[dict[str, Any]]) -> dict[str, A
     for name in rows[0]["p_values"]:
         p = np.array([row["p_values"][name] for row in rows])
         rate = float(np.mean(p[~np.isnan(p)] <= ALPHA))
-        tests[name] = {"rejected": rate, "standard_error": _error(rate, len(p))}
+        tests[name] = {"rejected": rate, "standard_error": _error(rate, int((~np.isnan(p)).sum()))}
         tests[name] |= {"undefined": int(np.isnan(p).sum())}
     return {
         "name": case.name,

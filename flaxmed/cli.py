@@ -224,6 +224,10 @@ def _add_evaluate(commands: Any) -> None:
     )
     command.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     command.add_argument(
+        "--sensitivity", type=float, default=0.9, help="wanted of a threshold chosen on validation"
+    )
+    command.add_argument("--specificity", type=float, default=0.9, help="likewise")
+    command.add_argument(
         "--val", type=Path, metavar="FILE.npz", help="for a predictions .npz: those on validation"
     )
     command.set_defaults(call=_evaluate)
@@ -233,18 +237,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from flaxmed.evaluation import evaluate, evaluate_run
     from flaxmed.types import Predictions
 
-    if not 0 < arguments.level < 1:
-        raise InputError(f"--level: expected a number between 0 and 1, got {arguments.level:g}")
+    for name in ("level", "sensitivity", "specificity"):
+        if not 0 < (value := getattr(arguments, name)) < 1:
+            raise InputError(f"--{name}: expected a number between 0 and 1, got {value:g}")
+    wanted = {name: getattr(arguments, name) for name in ("sensitivity", "specificity")}
     if arguments.run.is_dir():
         if arguments.val is not None:
             raise InputError("--val goes with a predictions .npz; a run directory has its own")
-        report = evaluate_run(arguments.run, subgroups=arguments.subgroups, level=arguments.level)
+        report = evaluate_run(
+            arguments.run, subgroups=arguments.subgroups, level=arguments.level, **wanted
+        )
         print(report)
         print(f"\nwritten to {arguments.run}; read {arguments.run / 'report.html'}")
         return
     p = Predictions.load(arguments.run)
     val = None if arguments.val is None else Predictions.load(arguments.val)
-    print(evaluate(p, val=val, subgroups=arguments.subgroups, level=arguments.level))
+    print(evaluate(p, val=val, subgroups=arguments.subgroups, level=arguments.level, **wanted))
 
 
 def _add_compare(commands: Any) -> None:
@@ -263,17 +271,23 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from flaxmed.evaluation import compare_runs, write_comparison
+    from flaxmed.evaluation import compare_runs, save_comparison, write_comparison
 
     plan = {name: getattr(arguments, name) for name in ("metric", "difference", "power", "level")}
-    if arguments.out is None:
-        files = [path for path in arguments.runs if path.suffix == ".npz"]
-        if len(files) not in (0, len(arguments.runs)):
-            raise InputError(f"{files[0]}: expected run directories alone, or predictions alone")
-        print(_compare_files(files, plan) if files else compare_runs(arguments.runs, **plan))
-        return
-    print(write_comparison(arguments.runs, arguments.out, **plan))
-    print(f"\nwritten to {arguments.out}; read {arguments.out / 'report.html'}")
+    files = [path for path in arguments.runs if path.suffix == ".npz"]
+    if len(files) not in (0, len(arguments.runs)):
+        raise InputError(f"{files[0]}: expected run directories alone, or predictions alone")
+    if files:
+        comparison = _compare_files(files, plan)
+        if arguments.out is not None:
+            save_comparison(comparison, arguments.out)
+    elif arguments.out is not None:
+        comparison = write_comparison(arguments.runs, arguments.out, **plan)
+    else:
+        comparison = compare_runs(arguments.runs, **plan)
+    print(comparison)
+    if arguments.out is not None:
+        print(f"\nwritten to {arguments.out}; read {arguments.out / 'report.html'}")
 
 
 def _compare_files(paths: list[Path], plan: dict[str, Any]) -> Any:

@@ -225,8 +225,12 @@ def test_evaluate_takes_a_predictions_file(capsys, tmp_path):
     (tmp_path / "sex.csv").write_text("id,sex\n0,F\n1,M\n2,F\n3,M\n")
     files = {"--val": tmp_path / "test.npz", "--subgroups": tmp_path / "sex.csv"}
     options = [str(word) for pair in files.items() for word in pair]
+    options += ["--sensitivity", "0.8"]
     assert main(["evaluate", str(tmp_path / "test.npz"), *options, "--level", "0.9"]) == 0
-    assert "90% interval" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "90% interval" in text
+    assert "sensitivity at least 0.80 on validation" in text
+    assert "by sex" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sex.csv", "test.npz"]
     for option in files:
         line = fails(capsys, "evaluate", tmp_path / "test.npz", option, tmp_path / "no.npz")
@@ -305,5 +309,8 @@ def test_compare_takes_what_was_declared(capsys, tmp_path):
     assert "no difference in Brier score between" in text
     assert "a true difference of 0.01 in Brier score with probability 0.9" in text
     assert "90% interval" in text
+    assert main(["compare", *map(str, files), "--out", str(tmp_path / "out")]) == 0
+    assert "read " + str(tmp_path / "out" / "report.html") in capsys.readouterr().out
+    assert {"report.html", "comparison.json", "figures"} <= set(os.listdir(tmp_path / "out"))
     for option, value in (("--metric", "f2"), ("--power", "1"), ("--level", "95")):
         assert value in fails(capsys, "compare", *files, option, value)

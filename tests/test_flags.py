@@ -117,7 +117,7 @@ def test_labels_found_in_no_image_or_in_all():
     logits = np.where(np.array([False, True, False, True]), 1.0, -1.0) * np.ones((4, 4))
     p = Predictions(labels=labels, logits=logits, task="multilabel", classes="abcd")
     assert collapse_flags(p) == (
-        'Found in no image, at a threshold of 0.5 (images that have it): "a" (2).',
+        'Found in (almost) no image, at a threshold of 0.5 (images that have it): "a" (2).',
         'Found in all 4 images, at a threshold of 0.5 (images that have it): "b" (2).',
     )
     right = dataclasses.replace(p, logits=2.0 * labels - 1)

@@ -582,3 +582,11 @@ def test_everything_works_where_jax_is_not_installed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("done\n")
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, ""])
+def test_missing_groups_are_not_one_patient(missing):
+    groups = np.array(["a", "b", missing, missing], dtype=object)
+    rest = {"labels": [0, 1, 0, 1], "logits": np.zeros((4, 2)), "task": "binary"}
+    with pytest.raises(InputError, match="groups: 2 of 4 entries are missing, row 2 the first"):
+        Predictions(groups=groups, **rest)

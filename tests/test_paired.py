@@ -32,7 +32,7 @@ from flaxmed.evaluation.paired import (
     mcnemar,
 )
 from flaxmed.evaluation.seeds import error_parts, freedom, joint_interval
-from flaxmed.evaluation.verdict import Plan, compare_pairs, rank
+from flaxmed.evaluation.verdict import Plan, compare_pairs, rank, sentences
 from flaxmed.types import InputError, Predictions
 
 FEW = Sampling(draws=300)
@@ -249,12 +249,72 @@ def test_paired_delong_of_single_networks():
 
 
 def test_a_network_does_not_differ_from_itself():
+    """No difference, no variance: p is 1, and no interval that would read as a proof."""
     p = draw(seed=1)
-    for found in (auc_difference([p], [p]), accuracy_difference([p], [p], FEW)):
-        assert (found.value, found.p_value) == (0.0, 1.0)
-        assert found.interval.low == found.interval.high == 0
-    for found in bootstrap_differences([p], [p], ("loss", "mcc", "f1"), FEW).values():
-        assert (found.value, found.p_value, found.interval.low) == (0.0, 1.0, 0.0)
+    redrawn = bootstrap_differences([p], [p], ("loss", "mcc"), FEW)
+    found = [auc_difference([p], [p]), *redrawn.values()]
+    for one in found:
+        assert (one.value, one.p_value) == (0.0, 1.0)
+        assert math.isnan(one.interval.low)
+        assert "variance is 0" in one.reason or "so is its variance" in one.reason
+    same = accuracy_difference([p], [p], FEW)
+    assert (same.value, same.p_value, same.beside["mid_p"]) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_networks_without_an_error_are_not_told_apart(seeds):
+    labels = np.arange(40) % 2
+    sure = [
+        [
+            Predictions(labels=labels, logits=(2 + i + j) * np.eye(2)[labels], task="binary")
+            for i in range(seeds)
+        ]
+        for j in range(2)
+    ]
+    found = auc_difference(*sure)
+    assert (found.value, found.p_value) == (0.0, 1.0)
+    assert math.isnan(found.interval.low)
+    column = compare({"a": sure[0], "b": sure[1]}, draws=50)["a"]
+    assert column.means["auc"].interval.low < 0.95  # a perfect area is not certain
+    assert column.means["accuracy"].interval.low == proportion_interval(40, 40).low
+    assert math.isnan(column.means["auc"].joint.low)
+    assert column.means["auc"].joint.reason
+
+
+def test_one_group_tells_nothing():
+    p, q = (draw(40, seed=i, groups=["all"] * 40) for i in (1, 2))
+    found = bootstrap_differences([p], [q], ("loss",), FEW)["loss"]
+    assert math.isnan(found.value)
+    assert "one group tells nothing" in found.reason
+    verdict = " ".join(compare({"a": p, "b": q}, metric="loss", draws=50).verdict)
+    assert "Not compared on loss: a and b (one group tells nothing about the error)" in verdict
+
+
+@pytest.mark.parametrize(("n", "seed"), [(3, 0), (40, 3), (12, 5)])
+def test_an_accuracy_difference_stays_where_it_can_be(n, seed):
+    labels = np.arange(n) % 2
+    right = np.eye(2)[labels]
+    wrong = right[:, ::-1].copy()
+    wrong[0] = right[0]
+    p, q = (Predictions(labels=labels, logits=x, task="binary") for x in (right, wrong))
+    found = accuracy_difference([p], [q], FEW)
+    assert found.value == pytest.approx((n - 1) / n)
+    assert -1 <= found.interval.low < found.value < found.interval.high <= 1
+
+
+def test_the_interval_of_an_accuracy_difference_is_newcombes():
+    """Newcombe (1998), Statistics in Medicine 17, 2635: square-and-add with phi, by hand."""
+    p, q = draw(150, seed=1), draw(150, seed=2, skill=2.0)
+    a, b = ((r.logits.argmax(1) == r.labels) for r in (p, q))
+    phi = np.corrcoef(a, b)[0, 1]
+    one, two = (proportion_interval(int(x.sum()), 150) for x in (a, b))
+    d1, u1 = a.mean() - one.low, one.high - a.mean()
+    d2, u2 = b.mean() - two.low, two.high - b.mean()
+    low = math.sqrt(d1**2 - 2 * phi * d1 * u2 + u2**2)
+    high = math.sqrt(u1**2 - 2 * phi * u1 * d2 + d2**2)
+    found = accuracy_difference([p], [q], FEW)
+    assert found.interval.low == pytest.approx(found.value - low)
+    assert found.interval.high == pytest.approx(found.value + high)
 
 
 def test_differences_turn_with_their_networks():
@@ -293,7 +353,9 @@ def test_one_class_alone_cannot_be_compared():
     assert "no image of class '1'" in found.reason
     with pytest.warns(UndefinedMetricWarning):
         verdict = compare({"a": p, "b": p}, draws=50).verdict
-    assert verdict[0].startswith("The networks cannot be compared on AUC: every image is of class")
+    assert verdict == (
+        "Not compared on AUC: a and b (every image is of class '0'; no image of class '1').",
+    )
 
 
 def test_images_needed_give_the_power():
@@ -411,9 +473,41 @@ def test_networks_that_differ_are_told_apart_and_grouped():
     text = " ".join(comparison.verdict)
     assert "the AUC of good is higher than that of poor by" in text
     assert "the AUC of also good is higher than that of poor by" in text
-    assert "may not be claimed that good or also good is better" in text
-    assert "equal" in text
+    assert "The test did not tell apart good and also good: neither that one is better" in text
     assert not any("are equal" in s and "nor that" not in s for s in comparison.verdict)
+    assert "fewer than 100 test images" in text
+
+
+def test_a_claim_keeps_the_sign_of_its_interval():
+    base = compare_pairs({n: [draw(seed=i)] for i, n in enumerate("ab")}, Plan(draws=20))[0]
+    interval = dataclasses.replace(base.primary.interval, low=-0.45, high=0.05)
+    d = dataclasses.replace(base.primary, value=-0.2, interval=interval)
+    pair = dataclasses.replace(base, differences={"auc": d}, adjusted=0.03)
+    ranks = rank({"a": 0.6, "b": 0.8}, [pair], Plan())
+    said = sentences(ranks, [pair], {"a": 1, "b": 1}, 80, Plan())
+    assert "AUC of b is higher than that of a by 0.2000 (-0.0500 to 0.4500; p = 0.03" in said[0]
+
+
+def test_seeds_that_differ_too_much_cannot_be_outdone_by_images():
+    noisy = {
+        name: [draw(200, seed=10 * j + i, skill=skill) for i, skill in enumerate((0.2, 1.5, 3.0))]
+        for j, name in enumerate("ab")
+    }
+    comparison = compare(noisy, draws=100)
+    assert comparison.pairs[0].images == math.inf
+    assert "no number of test images is enough: seeds differ too much" in comparison.verdict[-1]
+
+
+def test_joint_intervals_stay_in_the_range_of_their_metric():
+    seeds = [draw(60, seed=i, skill=4.0) for i in range(3)]
+    means = compare({"a": seeds}, draws=200)["a"].means
+    for name, mean in means.items():
+        if not math.isnan(mean.joint.low):
+            assert mean.joint.low < mean.spread.mean < mean.joint.high
+            if name in ("loss", "brier"):
+                assert mean.joint.low > 0
+            else:
+                assert -1 <= mean.joint.low < mean.joint.high <= 1
 
 
 def test_overlapping_groups_have_overlapping_letters():

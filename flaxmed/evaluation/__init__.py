@@ -7,7 +7,12 @@ from flaxmed.evaluation.estimates import Metric
 from flaxmed.evaluation.figures import comparison_figures, report_figures
 from flaxmed.evaluation.metrics import METRICS, score
 from flaxmed.evaluation.report import Report, evaluate
-from flaxmed.evaluation.runs import compare_runs, evaluate_run, write_comparison
+from flaxmed.evaluation.runs import (
+    compare_runs,
+    evaluate_run,
+    save_comparison,
+    write_comparison,
+)
 from flaxmed.evaluation.worst import worst_images
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "report_figures",
+    "save_comparison",
     "score",
     "worst_images",
     "write_comparison",

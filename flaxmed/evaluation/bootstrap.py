@@ -22,7 +22,7 @@ from scipy import stats
 from flaxmed.evaluation.intervals import Interval, normal_quantile, proportion_interval
 
 DRAWS = 2000
-MANY = 10_000  # more units than this: the jackknife's normal interval, which needs fewer draws
+MANY = 5_000  # more units than this: the jackknife's normal interval, which needs fewer draws
 _CHUNK = 500_000  # weights held at once: 4 MB, which stay in cache
 _BLOCKS = 500  # a jackknife over more units than twice this leaves out blocks of them
 
@@ -231,5 +231,8 @@ def ratio_interval(
         with np.errstate(divide="ignore", invalid="ignore"):
             return (w @ top) / (w @ bottom)
 
-    drawn, left_out = resample(share, units, draws=draws, seed=seed), jackknife(share, units)
+    left_out = jackknife(share, units)
+    if units > MANY:
+        return jackknife_interval(found / total, left_out, level=level, of="group")
+    drawn = resample(share, units, draws=draws, seed=seed)
     return bca_interval(found / total, drawn, left_out, level=level, of="group")

@@ -17,11 +17,27 @@ from flaxmed.evaluation.bootstrap import (
     unit_index,
 )
 from flaxmed.evaluation.delong import auc_estimate, covariance
-from flaxmed.evaluation.estimates import Sampling, bootstrap_intervals, smallest_kinds
-from flaxmed.evaluation.intervals import NO_INTERVAL, Interval, auc_interval
+from flaxmed.evaluation.estimates import (
+    Sampling,
+    bootstrap_intervals,
+    share_counts,
+    smallest_kinds,
+)
+from flaxmed.evaluation.intervals import (
+    NO_INTERVAL,
+    Interval,
+    auc_interval,
+    proportion_interval,
+)
 from flaxmed.evaluation.plots import History
 from flaxmed.evaluation.report import Report
-from flaxmed.evaluation.seeds import ESTIMAND, ErrorParts, error_parts, joint_interval
+from flaxmed.evaluation.seeds import (
+    ESTIMAND,
+    ErrorParts,
+    Scale,
+    error_parts,
+    joint_interval,
+)
 from flaxmed.evaluation.tables import json_number
 from flaxmed.evaluation.weighted import statistic
 from flaxmed.types import Predictions
@@ -150,7 +166,9 @@ def seed_means(
     first = reports[0]
     spreads = {name: Spread(tuple(report[name].value for report in reports)) for name in first}
     if len(seeds) == 1:
-        return {name: SeedMean(spreads[name], first[name].interval) for name in first}
+        alone = ErrorParts(1, math.nan, math.nan, math.nan)
+        joint = joint_interval(math.nan, alone, level=sampling.level)
+        return {name: SeedMean(spreads[name], first[name].interval, joint) for name in first}
     defined = [name for name in first if not math.isnan(spreads[name].mean)]
     found = {name: SeedMean(spreads[name], NO_INTERVAL) for name in first if name not in defined}
     if "auc" in defined:
@@ -161,9 +179,29 @@ def seed_means(
         rest, intervals, _spreads(seeds, rest, sampling), strict=True
     ):
         parts = error_parts(np.array(spreads[name].values), spread)
-        joint = joint_interval(spreads[name].mean, parts, level=sampling.level)
+        scale = _SCALE.get(name, "logit")
+        joint = joint_interval(spreads[name].mean, parts, level=sampling.level, scale=scale)
+        if math.isnan(interval.low) and name in _OF_TRUTH:
+            interval = _certain(seeds[0], name, spreads[name].mean, interval)
         found[name] = SeedMean(spreads[name], interval, joint, parts)
     return {name: found[name] for name in first}
+
+
+# Metrics that are not in [0, 1], by the scale on which their joint interval is symmetric.
+_SCALE: dict[str, Scale] = {"loss": "log", "brier": "log", "kappa": "fisher", "mcc": "fisher"}
+_OF_TRUTH = ("accuracy", "sensitivity", "specificity")
+
+
+def _certain(p: Predictions, name: str, mean: float, otherwise: Interval) -> Interval:
+    """Wilson's interval of a share on which all images and seeds agree."""
+    counts = share_counts(p, p.probabilities).get(name)
+    if counts is None or mean not in (0.0, 1.0):
+        return otherwise
+    index, _ = unit_index(len(p), p.groups)
+    n = len(np.unique(index[counts[1] > 0]))
+    interval = proportion_interval(round(mean * n), n, level=otherwise.level)
+    reason = "all seeds and images agree; Wilson's interval of as many images (groups)"
+    return dataclasses.replace(interval, reason=reason)
 
 
 def _area_mean(seeds: Sequence[Predictions], spread: Spread, sampling: Sampling) -> SeedMean:

@@ -256,6 +256,8 @@ def compare(
         )
     pairs = compare_pairs(seeds, plan)
     ranks = rank({column.name: column[metric].mean for column in columns}, pairs, plan)
+    counts = {name: len(given) for name, given in seeds.items()}
+    positive = columns[0].reports[0][metric].positive
     best: Column | None = None
     from_ideal: tuple[Pair, ...] = ()
     if ideal is not None:
@@ -268,7 +270,7 @@ def compare(
         plan=plan,
         pairs=pairs,
         ranks=ranks,
-        verdict=sentences(ranks, pairs, {n: len(p) for n, p in seeds.items()}, len(first), plan),
+        verdict=sentences(ranks, pairs, counts, len(first), plan, positive),
         ideal=best,
         from_ideal=from_ideal,
     )

@@ -11,12 +11,12 @@ from flaxmed.evaluation.comparison_tables import (
     pair_table,
     rank_table,
     reading_notes,
+    titled,
 )
 from flaxmed.evaluation.page import Drawing, Page, Section, Table, render_page
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import describe_images, group_note, undefined_notes
 from flaxmed.evaluation.tables import ends, number, percent
-from flaxmed.evaluation.verdict import TITLES
 from flaxmed.types import Task
 
 _CAPTIONS = {
@@ -84,7 +84,7 @@ def _sections(
             f"{len(comparison.pairs)} pairs (Holm); all others are not, and serve to look further."
         )
         metrics = dict.fromkeys([plan.metric, "auc", "accuracy"])
-        tables = [Table(TITLES[m], pair_table(comparison, m)) for m in metrics]
+        tables = [Table(titled(comparison, m), pair_table(comparison, m)) for m in metrics]
         sections.append(Section("Differences", notes=(about,), tables=tuple(tables)))
     sections += [_figure(comparison, name, figure) for name, figure in figures.items()]
     sections.append(_every_metric(comparison))
@@ -94,7 +94,8 @@ def _sections(
 def _ranks(comparison: Comparison) -> tuple[Table, ...]:
     if not comparison.pairs:
         return ()
-    caption = f"By {comparison.plan.title}; networks that share a letter were not told apart"
+    by = titled(comparison, comparison.plan.metric)
+    caption = f"By {by}; networks that share a letter were not told apart"
     return (Table(caption, rank_table(comparison)),)
 
 
@@ -116,23 +117,17 @@ def _every_metric(comparison: Comparison) -> Section:
     for name in comparison.first:
         means = [column.means[name] for column in columns]
         cells = [f"{number(m.spread.mean)} ({ends(m.interval)})" for m in means]
-        table.append([_title(comparison, name), *cells])
+        table.append([titled(comparison, name), *cells])
     tables = [Table(f"Every metric, with {level} intervals", table)]
     if comparison.pairs:
         pairs = [["", *(f"{p.first} – {p.second}" for p in comparison.pairs)]]
         for name in comparison.first:
             found = [pair.differences[name] for pair in comparison.pairs]
             cells = [f"{number(d.value)} ({ends(d.interval)})" for d in found]
-            pairs.append([_title(comparison, name), *cells])
+            pairs.append([titled(comparison, name), *cells])
         tables.append(Table(f"Every difference, with {level} intervals", pairs))
     reasons = undefined_notes([(c.name, report) for c in columns for report in c.reports])
     return Section("Every metric", tables=tuple(tables), after=tuple(reasons), folded=True)
-
-
-def _title(comparison: Comparison, metric: str) -> str:
-    """The metric's title, with the positive class where the value depends on it."""
-    positive = comparison.first[metric].positive
-    return TITLES[metric] + ("" if positive is None else f" ({positive})")
 
 
 def _runs(records: Mapping[str, RunRecord]) -> list[Section]:

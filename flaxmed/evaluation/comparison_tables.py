@@ -41,13 +41,19 @@ def rows(comparison: Comparison) -> list[Row]:
 
     named = dict(CLASSIC)
     if comparison.plan.metric not in named.values():  # the primary metric is always shown
-        named[comparison.plan.title] = comparison.plan.metric
+        named[titled(comparison, comparison.plan.metric)] = comparison.plan.metric
     found: list[Row] = [(title, metric(name), number) for title, name in named.items()]
     if any(column.parameters is not None for column in comparison.columns):
         found.append(("parameters", _parameters, whole))
     if any(column.train_seconds for column in comparison.columns):
         found.append(("training time", lambda column: Spread(column.train_seconds), duration))
     return found
+
+
+def titled(comparison: Comparison, metric: str) -> str:
+    """The metric's title, with the positive class where the value depends on it."""
+    positive = comparison.first[metric].positive
+    return TITLES[metric] + ("" if positive is None else f" ({positive})")
 
 
 def main_table(comparison: Comparison, *, stacked: bool = False) -> list[list[str]]:
@@ -81,7 +87,8 @@ def side_tables(comparison: Comparison) -> list[list[list[str]]]:
 
 def rank_table(comparison: Comparison) -> list[list[str]]:
     """Header and rows: network, primary metric, letters, and what it is not told apart from."""
-    table = [["by rank", comparison.plan.title, "letters", "not distinguishable from"]]
+    title = titled(comparison, comparison.plan.metric)
+    table = [["by rank", title, "letters", "not distinguishable from"]]
     for place, one in enumerate(comparison.ranks, 1):
         alike = ", ".join(one.alike) or DASH
         table.append([f"{place}. {one.name}", number(one.value), one.letters, alike])
@@ -92,7 +99,7 @@ def pair_table(comparison: Comparison, metric: str) -> list[list[str]]:
     """Header and rows: the difference of each two networks in a metric, and its p-values."""
     plan = comparison.plan
     tests = dict.fromkeys(pair.differences[metric].test for pair in comparison.pairs)
-    header = ["difference", TITLES[metric], f"{percent(plan.level)} interval", "p"]
+    header = ["difference", titled(comparison, metric), f"{percent(plan.level)} interval", "p"]
     primary, mid = metric == plan.metric, any("McNemar" in test for test in tests)
     header += (["p, Holm"] if primary else []) + (["mid-p"] if mid else []) + ["test"]
     table = [header]
@@ -153,7 +160,8 @@ def reading_notes(comparison: Comparison) -> list[str]:
     if comparison.pairs:
         notes.append(
             "The tests on the primary metric are corrected for the number of pairs (Holm), the "
-            "others are not. Sharing a letter does not make two networks equal."
+            "others, and all intervals, are not: an interval and a test may disagree by a little. "
+            "Sharing a letter does not make two networks equal."
         )
     notes += _seed_notes(comparison)
     if any(column.train_seconds for column in comparison.columns):
@@ -191,7 +199,8 @@ def _below(comparison: Comparison, title: str, ranges: list[str]) -> dict[str, l
 
 def _metric(comparison: Comparison, title: str) -> str | None:
     """The metric of a row, or None."""
-    return {**CLASSIC, comparison.plan.title: comparison.plan.metric}.get(title)
+    metric = comparison.plan.metric
+    return {**CLASSIC, titled(comparison, metric): metric}.get(title)
 
 
 def _joint(mean: SeedMean) -> str:

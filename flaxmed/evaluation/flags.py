@@ -114,13 +114,16 @@ def _share(p: Predictions, c: int, level: float) -> tuple[float, float]:
 
 
 def _label_flags(p: Predictions) -> tuple[str, ...]:
-    """The labels that no image is given, or every image."""
+    """The labels that (almost) no image is given of those that have them, or every image."""
     decided, truth = decisions(p.probabilities, task=p.task), p.labels.sum(axis=0)
     flags = []
-    never = np.flatnonzero((decided.sum(axis=0) == 0) & (truth > 0))
+    almost = decided.sum(axis=0) <= (1 - ALMOST_ALWAYS) * truth
+    never = np.flatnonzero(almost & (truth > 0))
     if len(never):
         named = _named(p.classes, truth, never)
-        flags.append(f"Found in no image, at a threshold of 0.5 (images that have it): {named}.")
+        flags.append(
+            f"Found in (almost) no image, at a threshold of 0.5 (images that have it): {named}."
+        )
     always = np.flatnonzero(decided.all(axis=0) & (truth < len(p)))
     if len(always):
         named = _named(p.classes, truth, always)

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from flaxmed.evaluation.bootstrap import unit_index
-from flaxmed.evaluation.checks import decisions, one_vs_rest
+from flaxmed.evaluation.checks import one_vs_rest
 from flaxmed.evaluation.delong import auc_estimate
-from flaxmed.evaluation.estimates import Metric
+from flaxmed.evaluation.estimates import Metric, difference_interval, right_shares
 from flaxmed.evaluation.intervals import NO_INTERVAL, Interval
 from flaxmed.evaluation.metrics import METRICS
 from flaxmed.evaluation.tables import json_number
@@ -123,45 +123,6 @@ def gap_between(
         p_value,
         f"{count} shuffles of {moved}{alike}",
     )
-
-
-def difference_interval(one: Metric, other: Metric, correlation: float = 0.0) -> Interval:
-    """Interval of ``one.value - other.value`` from the intervals of the two.
-
-    Their distances to the values are squared and added. With Wilson's intervals of two independent
-    shares this is method 10 of R. G. Newcombe, Statistics in Medicine 17, 873 (1998); for any
-    others see G. Y. Zou, A. Donner, Statistics in Medicine 27, 1693 (2008), and with correlation
-    G. Y. Zou, Psychological Methods 12, 399 (2007).
-
-    Args:
-        one, other: the metric in two subgroups, at one level.
-        correlation: of the two values, in [-1, 1].
-
-    Returns:
-        The interval; NaN with its reason where one of the two has none.
-
-    Example:
-        >>> from flaxmed.evaluation.intervals import proportion_interval
-        >>> shares = [Metric("", "", k / n, interval=proportion_interval(k, n))
-        ...           for k, n in ((56, 70), (48, 80))]
-        >>> found = difference_interval(*shares)  # Newcombe's first example
-        >>> round(found.low, 4), round(found.high, 4)
-        (0.0524, 0.3339)
-    """
-    level = one.interval.level
-    methods = dict.fromkeys((one.interval.method, other.interval.method))
-    method = f"squared and added: {' and '.join(methods)}"
-    if any(math.isnan(metric.low) or math.isnan(metric.high) for metric in (one, other)):
-        reason = "one of the two has no interval"
-        return Interval(math.nan, math.nan, method, level, reason)
-
-    def distance(a: float, b: float) -> float:
-        return math.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0.0))
-
-    difference = one.value - other.value
-    below = distance(one.value - one.low, other.high - other.value)
-    above = distance(one.high - one.value, other.value - other.low)
-    return Interval(difference - below, difference + above, method, level)
 
 
 def gap_p_value(
@@ -274,19 +235,13 @@ def _effects(p: Predictions, name: str) -> np.ndarray:
     """What each image adds to the error of the metric, up to a factor."""
     if name == "auc":
         return auc_estimate(p.labels, p.probabilities, task=p.task).components.sum(axis=0)
-    right = _right(p)
+    right = right_shares(p)
     return right - right.mean()
-
-
-def _right(p: Predictions) -> np.ndarray:
-    """1 for an image decided rightly, else 0; multi-label: the share of its labels."""
-    right = decisions(p.probabilities, task=p.task) == p.labels
-    return right.mean(axis=1) if p.task is Task.MULTILABEL else right.astype(np.float64)
 
 
 def _accuracies(p: Predictions, parts: int) -> Measure:
     """The accuracy in each part."""
-    right = _right(p)
+    right = right_shares(p)
 
     def measure(value: np.ndarray) -> np.ndarray:
         cell = _cells(value, parts)

@@ -162,21 +162,27 @@ def operating_point(
 
 
 def default_points(
-    val: Predictions, test: Predictions, *, level: float = 0.95
+    val: Predictions,
+    test: Predictions,
+    *,
+    sensitivity: float = 0.9,
+    specificity: float = 0.9,
+    level: float = 0.95,
 ) -> tuple[OperatingPoint, ...]:
     """The points that a report shows.
 
-    Of a binary task's positive class the largest Youden index, and a sensitivity and a specificity
-    of at least 0.90; of every class or label of another task the largest Youden index.
+    Of a binary task's positive class the largest Youden index, and the wanted sensitivity and
+    specificity; of every class or label of another task the largest Youden index.
 
     Args:
         val: validation predictions, which choose.
         test: test predictions of the same model.
+        sensitivity, specificity: the wanted ones.
         level: the wanted coverage of the intervals.
     """
     if val.task is Task.BINARY:
         wanted: list[tuple[Rule, float | None]] = [("youden", None)]
-        wanted += [("sensitivity", 0.9), ("specificity", 0.9)]
+        wanted += [("sensitivity", sensitivity), ("specificity", specificity)]
         return tuple(
             operating_point(val, test, rule=rule, target=target, level=level)
             for rule, target in wanted

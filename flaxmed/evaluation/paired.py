@@ -21,12 +21,19 @@ from flaxmed.evaluation.bootstrap import (
     MANY,
     jackknife,
     jackknife_covariance,
+    ratio_interval,
     resample,
     unit_index,
 )
-from flaxmed.evaluation.checks import absent, decisions
-from flaxmed.evaluation.delong import auc_estimate, covariance
-from flaxmed.evaluation.estimates import SAMPLING, Sampling
+from flaxmed.evaluation.checks import absent
+from flaxmed.evaluation.delong import PairedAuc, auc_estimate, covariance, paired_test
+from flaxmed.evaluation.estimates import (
+    SAMPLING,
+    Metric,
+    Sampling,
+    difference_interval,
+    right_shares,
+)
 from flaxmed.evaluation.intervals import Interval, normal_quantile
 from flaxmed.evaluation.seeds import FEWEST, error_parts, freedom
 from flaxmed.evaluation.tables import json_number
@@ -47,6 +54,7 @@ class Difference:
         p_value: of no difference, two-sided.
         test: which test gave the p-value.
         variance: of the difference from drawing other images, the trained networks held fixed.
+        seed_variance: what training with new seeds adds to it, where seeds are joined.
         joint: whether interval and p-value are of new seeds too, or of these trained networks.
         reason: why value or p-value are undefined, else None.
         beside: other tests' p-values by name, such as the mid-p.
@@ -57,6 +65,7 @@ class Difference:
     p_value: float
     test: str
     variance: float
+    seed_variance: float = 0.0
     joint: bool = False
     reason: str | None = None
     beside: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -93,6 +102,8 @@ def auc_difference(first: Seeds, second: Seeds, sampling: Sampling = SAMPLING) -
     if reason:
         return undefined_difference(reason, sampling.level, "paired DeLong")
     estimates = [auc_estimate(q.labels, q.probabilities, task=p.task) for q in (*first, *second)]
+    if len(estimates) == 2:
+        return _single_difference(paired_test(estimates[0], estimates[1], p.groups), sampling.level)
     values = np.array([estimate.value for estimate in estimates])
     return _normal_difference(
         values, covariance(estimates, p.groups), len(first), sampling.level, "paired DeLong"
@@ -103,7 +114,10 @@ def accuracy_difference(first: Seeds, second: Seeds, sampling: Sampling = SAMPLI
     """Difference of accuracies, with McNemar's test or a permutation test.
 
     McNemar's is for one network each and images without groups; the permutation test, by group and
-    for several seeds, exchanges the two networks' answers (means over seeds) on each group.
+    for several seeds, exchanges the two networks' answers (means over seeds) on each group. The
+    interval of single networks is made from their own intervals and their correlation (Newcombe,
+    Statistics in Medicine 17, 2635, 1998, method 10), inside [-1, 1]; it and an exact test may
+    disagree by a little.
 
     Args:
         first, second: one or several predictions each, of the same images in the same order.
@@ -113,15 +127,20 @@ def accuracy_difference(first: Seeds, second: Seeds, sampling: Sampling = SAMPLI
     if not len(p):
         return undefined_difference("no images", sampling.level, "McNemar, exact")
     found = bootstrap_differences(first, second, ("accuracy",), sampling)["accuracy"]
-    right = [np.mean([_right(q) for q in seeds], axis=0) for seeds in (first, second)]
-    if len(first) == len(second) == 1 and p.groups is None and p.task is not Task.MULTILABEL:
+    if found.joint:
+        return found
+    right = [np.mean([right_shares(q) for q in seeds], axis=0) for seeds in (first, second)]
+    found = dataclasses.replace(found, reason=None)  # a test of counts needs no variance
+    single = len(first) == len(second) == 1 and p.task is not Task.MULTILABEL
+    if single:
+        interval = _share_interval(p, right[0], right[1], sampling)
+        found = dataclasses.replace(found, interval=interval)
+    if single and p.groups is None:
         only = int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())
         exact, mid = mcnemar(*only)
         return dataclasses.replace(
             found, p_value=exact, test="McNemar, exact", beside={"mid_p": mid}
         )
-    if found.joint:
-        return found
     index, units = unit_index(len(p), p.groups)
     sums = np.bincount(index, right[0] - right[1], minlength=units)
     p_value = _sign_flips(sums, sampling.draws, sampling.seed)
@@ -167,8 +186,10 @@ def bootstrap_differences(
     """
     p, every = first[0], (*first, *second)
     _, units = unit_index(len(p), p.groups)
-    if not units:
-        empty = undefined_difference("no images", sampling.level, "paired bootstrap")
+    if units < 2:
+        kind = "image" if p.groups is None else "group"
+        reason = f"one {kind} tells nothing about the error" if units else "no images"
+        empty = undefined_difference(reason, sampling.level, "paired bootstrap")
         return dict.fromkeys(names, empty)
     each = [statistic(q, tuple(names)) for q in every]
 
@@ -189,8 +210,17 @@ def bootstrap_differences(
             found[name] = undefined_difference("undefined for a network", sampling.level, test)
             continue
         kept = drawn[np.isfinite(drawn[:, :, j]).all(axis=1), :, j]
+        if len(kept) < max(20, len(drawn) // 10):
+            reason = f"undefined in {len(drawn) - len(kept)} of {len(drawn)} draws"
+            found[name] = undefined_difference(reason, sampling.level, test)
+            continue
         spread = jackknife_covariance(kept) if many else np.cov(kept.T)
-        found[name] = _normal_difference(point[:, j], spread, len(first), sampling.level, test)
+        made = _normal_difference(point[:, j], spread, len(first), sampling.level, test)
+        if len(kept) < len(drawn):
+            lost = f"undefined in {len(drawn) - len(kept)} of {len(drawn)} draws, left out"
+            interval = dataclasses.replace(made.interval, reason=made.interval.reason or lost)
+            made = dataclasses.replace(made, interval=interval)
+        found[name] = made
     return found
 
 
@@ -215,7 +245,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def images_needed(
-    variance: float, n: int, difference: float, *, power: float = 0.8, alpha: float = 0.05
+    variance: float,
+    n: int,
+    difference: float,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    seed_variance: float = 0.0,
 ) -> float:
     """How many test images would show a difference of this size with this probability.
 
@@ -225,13 +261,21 @@ def images_needed(
         difference: the true difference that is to be found, not 0.
         power: the wanted probability of finding it.
         alpha: two-sided error of the test.
+        seed_variance: what new seeds add, which no number of images takes away.
+
+    Returns:
+        A whole number; inf where the seeds alone vary too much, NaN where the variance is unknown
+        or 0.
 
     Example:
-        >>> images_needed(0.0004, 156, 0.02)
-        1225.0
+        >>> images_needed(0.0004, 156, 0.02), images_needed(0.0004, 156, 0.02, seed_variance=1e-3)
+        (1225.0, inf)
     """
+    if not variance > 0:
+        return math.nan
     z = normal_quantile(1 - alpha) + float(stats.norm.ppf(power))
-    return float(math.ceil(variance * n * z**2 / difference**2)) if variance > 0 else math.nan
+    left = difference**2 / z**2 - seed_variance
+    return float(math.ceil(variance * n / left)) if left > 0 else math.inf
 
 
 def undefined_difference(reason: str, level: float, test: str) -> Difference:
@@ -251,32 +295,65 @@ def _normal_difference(
     seeds = (count, len(values) - count)
     sides = np.repeat([1 / seeds[0], -1 / seeds[1]], seeds)
     value, variance = float(sides @ values), float(sides @ spread @ sides)
-    if abs(variance) < 1e-15 * max(1e-300, float(np.abs(spread).max())):
-        variance = 0.0  # rounding of equal numbers
-    total, df, joint = variance, math.inf, min(seeds) >= FEWEST
+    # Sums of equal numbers differ in the last digits: that is neither difference nor variance.
+    tiny = 1e-12 * max(1.0, float(np.abs(values).max()))
+    value, variance = (0.0 if abs(value) < tiny else value), max(variance, 0.0)
+    variance = 0.0 if variance < tiny**2 else variance
+    joint, extra, df = min(seeds) >= FEWEST, 0.0, math.inf
     if joint:
         parts = [
             error_parts(values[part], spread[part, part])
             for part in (slice(0, count), slice(count, None))
         ]
-        total += sum(part.seed_variance / part.seeds for part in parts)
-        df = freedom(total, parts)
+        extra = sum(part.seed_variance / part.seeds for part in parts)
+        extra = 0.0 if extra < tiny**2 else extra
+        df = freedom(variance + extra, parts)
         test += ", seeds joined (t)"
-    if math.isnan(total) or (total <= 0 and value != 0):
+    total = variance + extra
+    if not total > 0:
         reason = "its variance is undefined" if math.isnan(total) else "its variance is 0"
-        interval = Interval(math.nan, math.nan, test, level, reason)
-        return Difference(value, interval, math.nan, test, variance, joint, reason)
-    error = math.sqrt(max(total, 0.0))
+        nothing = Interval(math.nan, math.nan, test, level, reason)
+        p_value = 1.0 if value == total == 0 else math.nan
+        return Difference(value, nothing, p_value, test, variance, extra, joint, reason)
+    error = math.sqrt(total)
     half = float(stats.t.ppf((1 + level) / 2, df)) * error
-    p_value = 1.0 if error == 0 else 2 * float(stats.t.sf(abs(value) / error, df))
     interval = Interval(value - half, value + half, test, level)
-    return Difference(value, interval, p_value, test, variance, joint)
+    p_value = 2 * float(stats.t.sf(abs(value) / error, df))
+    return Difference(value, interval, p_value, test, variance, extra, joint)
 
 
-def _right(p: Predictions) -> Float[np.ndarray, " n"]:
-    """1 for an image decided rightly, else 0; multi-label: the share of its labels."""
-    right = (decisions(p.probabilities, task=p.task) == p.labels).astype(np.float64)
-    return right.mean(axis=1) if p.task is Task.MULTILABEL else right
+def _single_difference(found: PairedAuc, level: float) -> Difference:
+    """DeLong's test of single networks, with its symmetric interval."""
+    test = "paired DeLong"
+    interval = Interval(math.nan, math.nan, test, level, found.reason)
+    if found.variance > 0 and not found.reason:
+        half = normal_quantile(level) * math.sqrt(found.variance)
+        interval = Interval(found.difference - half, found.difference + half, test, level)
+    return Difference(
+        found.difference, interval, found.p_value, test, found.variance, reason=found.reason
+    )
+
+
+def _share_interval(
+    p: Predictions, first: np.ndarray, second: np.ndarray, sampling: Sampling
+) -> Interval:
+    """Interval of a difference of two accuracies from theirs and their correlation."""
+    index, units = unit_index(len(p), p.groups)
+    metrics = []
+    for right in (first, second):
+        share = ratio_interval(
+            right,
+            np.ones(len(p)),
+            groups=p.groups,
+            level=sampling.level,
+            draws=sampling.draws,
+            seed=sampling.seed,
+        )
+        metrics.append(Metric("accuracy", "accuracy", float(right.mean()), interval=share))
+    sums = [np.bincount(index, right - right.mean(), minlength=units) for right in (first, second)]
+    scale = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
+    correlation = float(sums[0] @ sums[1]) / scale if scale > 0 else 0.0
+    return difference_interval(metrics[0], metrics[1], correlation)
 
 
 def _sign_flips(sums: Float[np.ndarray, " u"], draws: int, seed: int) -> float:

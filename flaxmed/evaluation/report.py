@@ -36,7 +36,6 @@ from flaxmed.evaluation.subgroups import (
     read_subgroups,
     split_metrics,
 )
-from flaxmed.evaluation.tables import aligned, ends, escape, fill, markdown, number, percent
 from flaxmed.types import Predictions, Task
 
 IDEAL = "ideal observer"
@@ -137,19 +136,9 @@ class Report(Mapping[str, Metric]):
         return len(self.metrics)
 
     def __str__(self) -> str:
-        lines = [
-            self.source.title(),
-            *describe_images(self.n, self.task, self.classes, self.counts),
-            *(fill(f"! {flag}") for flag in self.flags),
-            "",
-            *aligned(self._table()),
-            "",
-            *map(fill, self.notes()),
-            "",
-            "images by truth (rows) and decision (columns)",
-            *aligned(self._confusion_table()),
-        ]
-        return "\n".join(lines)
+        from flaxmed.evaluation.report_text import report_text
+
+        return report_text(self)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{m.name}={m.value:.4g}" for m in self.metrics.values())
@@ -157,13 +146,9 @@ class Report(Mapping[str, Metric]):
 
     def to_markdown(self) -> str:
         """The report as GitHub Markdown."""
-        lines = [f"## {escape(self.source.title())}", ""]
-        lines += map(escape, describe_images(self.n, self.task, self.classes, self.counts, width=0))
-        lines += [f"\n**{escape(flag)}**" for flag in self.flags]
-        lines += ["", *markdown(self._table())]
-        lines += ["", *(f"- {escape(note)}" for note in self.notes())]
-        lines += ["", "Images by truth (rows) and decision (columns):", ""]
-        return "\n".join([*lines, *markdown(self._confusion_table()), ""])
+        from flaxmed.evaluation.report_text import report_markdown
+
+        return report_markdown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold: NaN is None, with its reason."""
@@ -183,30 +168,12 @@ class Report(Mapping[str, Metric]):
             "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
             "confusion": self.confusion.tolist(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "decision_curve": self.decision_curve and self.decision_curve.to_dict(),
             "operating_points": [point.to_dict() for point in self.operating_points],
             "subgroups": [column.to_dict() for column in self.subgroups],
             "notes": self.notes(),
         }
         return values if self.ideal is None else {**values, "ideal_observer": self.ideal.to_dict()}
-
-    def _table(self) -> list[list[str]]:
-        """Header and rows: name, value, interval, and the ideal observer's where there is one."""
-        kind = "class" if self.task.exclusive else "label"
-        rows = []
-        for metric in self.metrics.values():
-            given = "" if metric.positive is None else f" ({metric.positive})"
-            rows.append([metric.title + given, number(metric.value), ends(metric.interval)])
-        if self.task is not Task.BINARY:
-            rows += [
-                [f"AUC of {kind} {m.title}", number(m.value), ends(m.interval)]
-                for m in self.class_auc
-            ]
-        header = ["", self.source.model or "value", f"{percent(self.level)} interval"]
-        if self.ideal is not None:
-            ideal = self.ideal._table()[1:]
-            rows = [[*row, other[1]] for row, other in zip(rows, ideal, strict=True)]
-            header.append(IDEAL)
-        return [header, *rows]
 
     def notes(self) -> list[str]:
         """How the numbers are to be read, a sentence or two each."""
@@ -221,18 +188,6 @@ class Report(Mapping[str, Metric]):
             *undefined_notes([("", self)]),
         ]
 
-    def _confusion_table(self) -> list[list[str]]:
-        names, header = list(self.classes), list(self.classes)
-        rows = self.confusion
-        if self.task is Task.MULTILABEL:
-            header = ["found (TP)", "missed (FN)", "false alarm (FP)", "rightly not (TN)"]
-            rows = rows[:, ::-1, ::-1].reshape(len(names), 4)
-        elif sum(map(len, header)) > 60:  # too wide for a terminal: columns by number
-            header = [str(c) for c in range(len(names))]
-            names = [f"{c} {name}" for c, name in enumerate(names)]
-        body = [[name, *map(str, row)] for name, row in zip(names, rows.tolist(), strict=True)]
-        return [["", *header], *body]
-
 
 def evaluate(
     predictions: Predictions,
@@ -240,6 +195,8 @@ def evaluate(
     val: Predictions | None = None,
     subgroups: SubgroupColumns | str | os.PathLike[str] | None = None,
     dataset: Mapping[str, Any] | None = None,
+    sensitivity: float = 0.9,
+    specificity: float = 0.9,
     level: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
@@ -254,9 +211,10 @@ def evaluate(
         subgroups: by column (``"sex"``), a value for each image id; or a CSV file, see
             :func:`flaxmed.evaluation.subgroups.read_subgroups`.
         dataset: what a run recorded about its data, for the flags on identical images.
+        sensitivity, specificity: wanted of the thresholds that validation chooses (binary tasks).
         level: the wanted coverage of the intervals, in (0, 1).
-        draws: bootstrap draws.
-        seed: of everything that is drawn.
+        draws: bootstrap draws of the metrics' intervals.
+        seed: of these and of the calibration's.
 
     Returns:
         The report; an undefined metric is NaN with its reason, and a warning.
@@ -295,13 +253,20 @@ def evaluate(
         groups=None if p.groups is None else len(np.unique(p.groups)),
         flags=(*collapse_flags(p, level=level), *leak_flags(p, val, dataset)),
         calibration=calibrate(p, val, level=level, seed=seed),
-        operating_points=() if val is None else default_points(val, p, level=level),
+        operating_points=_points(val, p, sensitivity, specificity, level),
         decision_curve=decision_curve(p) if p.task is Task.BINARY and len(p) else None,
         subgroups=() if subgroups is None else split_metrics(p, subgroups, sampling),
     )
     for note in undefined_notes([("", report)]):
         warnings.warn(note, UndefinedMetricWarning, stacklevel=2)
     return report
+
+
+def _points(
+    val: Predictions | None, p: Predictions, sensitivity: float, specificity: float, level: float
+) -> tuple[OperatingPoint, ...]:
+    wanted = {"sensitivity": sensitivity, "specificity": specificity}
+    return () if val is None else default_points(val, p, **wanted, level=level)
 
 
 def describe_images(

@@ -24,11 +24,10 @@ from flaxmed.evaluation.report_tables import (
 from flaxmed.evaluation.sentences import (
     MEANINGS,
     lead_sentences,
-    listed,
     positive_note,
     warnings_of,
 )
-from flaxmed.evaluation.tables import number, percent
+from flaxmed.evaluation.tables import listed, number, percent
 from flaxmed.evaluation.worst import worst_images
 from flaxmed.types import Predictions, Task
 

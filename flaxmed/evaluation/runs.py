@@ -17,6 +17,7 @@ from flaxmed.evaluation.card import model_card
 from flaxmed.evaluation.comparison import Comparison, compare
 from flaxmed.evaluation.comparison_page import comparison_page
 from flaxmed.evaluation.figures import comparison_figures, report_figures
+from flaxmed.evaluation.pairing import paired
 from flaxmed.evaluation.plots import History
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Report, Source, evaluate
@@ -31,6 +32,8 @@ def evaluate_run(
     *,
     subgroups: str | os.PathLike[str] | None = None,
     level: float = 0.95,
+    sensitivity: float = 0.9,
+    specificity: float = 0.9,
 ) -> Report:
     """Evaluate a finished run on its test images, and write its report into its directory.
 
@@ -44,6 +47,7 @@ def evaluate_run(
             without them the report has neither.
         subgroups: a CSV file, see :func:`flaxmed.evaluation.subgroups.read_subgroups`.
         level: the wanted coverage of the intervals, in (0, 1).
+        sensitivity, specificity: wanted of the thresholds that validation chooses.
 
     Raises:
         InputError: no such run, one that is not finished, a file in it that cannot be read, or
@@ -51,14 +55,21 @@ def evaluate_run(
     """
     run = _read_run(run_dir)
     record = _read_record(run)
-    report = dataclasses.replace(
-        evaluate(
-            run.predictions, val=run.val, subgroups=subgroups, dataset=run.dataset, level=level
-        ),
-        source=dataclasses.replace(run.source, model=run.model),
+    report = evaluate(
+        run.predictions,
+        val=run.val,
+        subgroups=subgroups,
+        dataset=run.dataset,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        level=level,
     )
+    source = dataclasses.replace(run.source, model=run.model)
+    report = dataclasses.replace(report, source=source)
     if run.ideal is not None:
-        ideal = dataclasses.replace(evaluate(run.ideal, level=level), source=run.source)
+        best = paired(run.ideal, "ideal_test.npz", run.predictions, "test.npz")
+        best = dataclasses.replace(best, groups=run.predictions.groups)
+        ideal = dataclasses.replace(evaluate(best, level=level), source=run.source)
         report = dataclasses.replace(report, ideal=ideal)
     figures = report_figures(report, run.predictions, ideal=run.ideal)
     if run.history is not None:
@@ -109,16 +120,39 @@ def write_comparison(
             run's own.
     """
     out, runs = Path(out_dir), _read_runs(run_dirs)
+    _refuse_run(out)
     comparison = _compare(runs, plan)
+    names = [run.dir.name for run in runs]
+    unique = len(set(names)) == len(names)
+    records = {run.dir.name if unique else str(run.dir): _read_record(run) for run in runs}
+    _write(comparison, out, records)
+    return comparison
+
+
+def save_comparison(comparison: Comparison, out_dir: str | os.PathLike[str]) -> None:
+    """Write a comparison of predictions from anywhere to ``out_dir``, as :func:`write_comparison`
+    does that of runs.
+
+    Raises:
+        InputError: a folder that cannot be written, or is a run's own.
+    """
+    _refuse_run(Path(out_dir))
+    _write(comparison, Path(out_dir), {})
+
+
+def _refuse_run(out: Path) -> None:
     if (out / "config.json").exists():
         raise InputError(f"{out}: holds a run; expected a folder for the comparison alone")
+
+
+def _write(comparison: Comparison, out: Path, records: Mapping[str, RunRecord]) -> None:
+    """Make every file before the first is written."""
     figures = comparison_figures(comparison)
     files: dict[str, str | bytes] = {
         f"figures/{name}.{kind}": plots.render_figure(figure, kind)
         for name, figure in figures.items()
         for kind in plots.KINDS
     }
-    records = {run.dir.name: _read_record(run) for run in runs}
     files["report.html"] = comparison_page(comparison, figures=figures, records=records)
     files["comparison.txt"] = f"{comparison}\n"
     files["comparison.md"] = comparison.to_markdown()
@@ -126,7 +160,6 @@ def write_comparison(
     files["comparison.json"] = json_text(comparison.to_dict())
     for name, content in files.items():
         write_file(out / name, content)
-    return comparison
 
 
 def _read_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[_Run]:

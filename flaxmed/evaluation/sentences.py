@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from flaxmed.evaluation.estimates import Metric
 from flaxmed.evaluation.report import IDEAL, Report, group_note
@@ -73,16 +72,6 @@ def positive_note(report: Report) -> str:
     if report.task is Task.MULTILABEL:
         return "Each label for itself: images with it are the positive ones."
     return "Each class against the rest: its images are the positive ones."
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them.
-
-    Example:
-        >>> listed(["a"]), listed(["a", "b", "c"])
-        ('a', 'a, b and c')
-    """
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _numbers(report: Report) -> str:

@@ -38,9 +38,9 @@ def markdown(table: Sequence[Sequence[str]]) -> list[str]:
 
 def escape(text: str) -> str:
     """``text`` with the characters that Markdown would read as its own made plain."""
-    for character in "\\|*_<>`":
+    for character in "\\|*_<>`[]":
         text = text.replace(character, "\\" + character)
-    return text
+    return " ".join(text.split())
 
 
 def fill(text: str) -> str:
@@ -52,6 +52,16 @@ def few(names: Sequence[str] | None) -> str:
     """The first four names, and how many more there are."""
     names = tuple(names or ())
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    Example:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def number(value: float) -> str:

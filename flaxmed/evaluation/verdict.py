@@ -21,8 +21,10 @@ from flaxmed.evaluation.paired import (
     images_needed,
 )
 from flaxmed.evaluation.seeds import FEWEST
-from flaxmed.evaluation.tables import json_number, p_text
+from flaxmed.evaluation.tables import json_number, listed, p_text
 from flaxmed.types import InputError
+
+_FEW = 100
 
 TITLES = {spec.name: spec.title for spec in METRICS}
 LOWER_IS_BETTER = {spec.name for spec in METRICS if spec.lower_is_better}
@@ -84,7 +86,8 @@ class Pair:
         metric: the primary metric.
         differences: by metric.
         adjusted: Holm's p-value on the primary metric, over all pairs of the comparison.
-        images: test images that would show the declared difference, or NaN.
+        images: test images that would show the declared difference; inf where no number would,
+            because seeds differ too much; NaN where it is not known.
     """
 
     first: str
@@ -98,6 +101,11 @@ class Pair:
     def primary(self) -> Difference:
         """The difference in the primary metric."""
         return self.differences[self.metric]
+
+    @property
+    def tested(self) -> bool:
+        """Whether the test could be made."""
+        return not math.isnan(self.adjusted)
 
     def distinguished(self, level: float) -> bool:
         """Whether the test tells the two apart, corrected for the number of pairs."""
@@ -157,7 +165,14 @@ def compare_pairs(networks: Mapping[str, Seeds], plan: Plan) -> tuple[Pair, ...]
     pairs = []
     for (one, two, differences), p in zip(found, adjusted, strict=True):
         variance = differences[plan.metric].variance
-        images = images_needed(variance, n, plan.difference, power=plan.power, alpha=alpha)
+        images = images_needed(
+            variance,
+            n,
+            plan.difference,
+            power=plan.power,
+            alpha=alpha,
+            seed_variance=differences[plan.metric].seed_variance,
+        )
         pairs.append(Pair(one, two, plan.metric, differences, p, images))
     return tuple(pairs)
 
@@ -195,17 +210,23 @@ def rank(values: Mapping[str, float], pairs: Sequence[Pair], plan: Plan) -> tupl
     sign = 1 if plan.metric in LOWER_IS_BETTER else -1
     names = sorted(values, key=lambda n: (math.isnan(values[n]), sign * values[n]))
     apart = {frozenset((p.first, p.second)) for p in pairs if p.distinguished(plan.level)}
+    tested = {frozenset((p.first, p.second)) for p in pairs if p.tested}
     groups = _alike(names, apart)
     found = []
     for name in names:
         letters = "".join(chr(ord("a") + i) for i, group in enumerate(groups) if name in group)
-        alike = [n for n in names if n != name and frozenset((n, name)) not in apart]
+        alike = [n for n in names if frozenset((n, name)) in tested - apart]
         found.append(Rank(name, values[name], letters, tuple(alike)))
     return tuple(found)
 
 
 def sentences(
-    ranks: Sequence[Rank], pairs: Sequence[Pair], seeds: Mapping[str, int], n: int, plan: Plan
+    ranks: Sequence[Rank],
+    pairs: Sequence[Pair],
+    seeds: Mapping[str, int],
+    n: int,
+    plan: Plan,
+    positive: str | None = None,
 ) -> tuple[str, ...]:
     """What may be said, what may not, and what would decide it.
 
@@ -214,31 +235,42 @@ def sentences(
         seeds: how many of each network.
         n: number of test images.
         plan: what was declared.
+        positive: the positive class, where the primary metric depends on it.
     """
+    title = plan.title + ("" if positive is None else f" ({positive})")
     if not pairs:
         return ("One network: there is nothing to compare.",)
-    if all(math.isnan(pair.adjusted) for pair in pairs):
-        reason = next((p.primary.reason for p in pairs if p.primary.reason), "undefined")
-        return (f"The networks cannot be compared on {plan.title}: {reason}.",)
+    untested = [pair for pair in pairs if not pair.tested]
     told = [pair for pair in pairs if pair.distinguished(plan.level)]
-    said = [_claim(pair, n, plan) for pair in told]
-    untold = [pair for pair in pairs if not pair.distinguished(plan.level)]
-    if not told:
-        smallest = min(p.adjusted for p in pairs if not math.isnan(p.adjusted))
+    untold = [pair for pair in pairs if pair.tested and pair not in told]
+    said = [_claim(pair, n, plan, title) for pair in told]
+    if untold and not told:
+        smallest = min(pair.adjusted for pair in untold)
+        names = [r.name for r in ranks if any(r.name in (p.first, p.second) for p in untold)]
         said.append(
-            f"On these {n} test images no difference in {plan.title} between "
-            f"{_and([rank.name for rank in ranks])} is established (smallest p {p_text(smallest)}, "
-            "Holm-adjusted)."
+            f"On these {n} test images no difference in {title} between {listed(names)} is "
+            f"established (smallest p {p_text(smallest)}, Holm-adjusted)."
         )
-    if untold:
-        which = "any of them" if not told else _and([f"{p.first} or {p.second}" for p in untold])
         said.append(
-            f"It may not be claimed that {which} is better"
-            + (" than another" if not told else "")
-            + ", nor that they are equal: the test did not tell them apart."
+            "It may not be claimed that any of them is better than another, nor that they are "
+            "equal: the test did not tell them apart."
         )
-    said.append(_scope(seeds))
-    said += _decisive(untold or pairs, n, plan)
+    elif untold:
+        which = listed([f"{pair.first} and {pair.second}" for pair in untold])
+        said.append(
+            f"The test did not tell apart {which}: neither that one is better, nor that they are "
+            "equal, may be claimed."
+        )
+    reasons: dict[str, list[str]] = {}
+    for pair in untested:
+        names = reasons.setdefault(pair.primary.reason or "undefined", [])
+        names.append(f"{pair.first} and {pair.second}")
+    said += [
+        f"Not compared on {title}: {listed(names)} ({reason})." for reason, names in reasons.items()
+    ]
+    if told or untold:
+        said.append(_scope(seeds))
+        said += _decisive(untold or told, n, plan, title)
     return tuple(said)
 
 
@@ -267,17 +299,19 @@ def _alike(names: Sequence[str], apart: set[frozenset[str]]) -> list[list[str]]:
     return sorted(groups, key=lambda group: [names.index(n) for n in group])
 
 
-def _claim(pair: Pair, n: int, plan: Plan) -> str:
-    d = pair.primary
+def _claim(pair: Pair, n: int, plan: Plan, title: str) -> str:
+    d, turned = pair.primary, pair.primary.value < 0
+    low, high = d.interval.low, d.interval.high
+    if turned:
+        low, high = -high, -low
+    more, less = (pair.second, pair.first) if turned else (pair.first, pair.second)
     lower = plan.metric in LOWER_IS_BETTER
-    better, worse = (
-        (pair.first, pair.second) if (d.value > 0) != lower else (pair.second, pair.first)
-    )
-    low, high = sorted((abs(d.interval.low), abs(d.interval.high)))
-    word = "lower" if lower else "higher"
+    better, worse = (less, more) if lower else (more, less)
+    interval = "" if math.isnan(low) else f"{low:.4f} to {high:.4f}; "
     return (
-        f"On these {n} test images the {plan.title} of {better} is {word} than that of {worse} by "
-        f"{abs(d.value):.4f} ({low:.4f} to {high:.4f}; p {p_text(pair.adjusted)}, Holm-adjusted)."
+        f"On these {n} test images the {title} of {better} is {'lower' if lower else 'higher'} "
+        f"than that of {worse} by {abs(d.value):.4f} ({interval}p {p_text(pair.adjusted)}, "
+        "Holm-adjusted)."
     )
 
 
@@ -296,17 +330,22 @@ def _scope(seeds: Mapping[str, int]) -> str:
     )
 
 
-def _decisive(pairs: Sequence[Pair], n: int, plan: Plan) -> list[str]:
+def _decisive(pairs: Sequence[Pair], n: int, plan: Plan, title: str) -> list[str]:
+    wanted = (
+        f"To show a true difference of {plan.difference:g} in {title} with probability "
+        f"{plan.power:g},"
+    )
     known = [pair.images for pair in pairs if not math.isnan(pair.images)]
     if not known:
         return []
-    low, high = min(known), max(known)
-    count = f"{high:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}, by pair,"
-    return [
-        f"To show a true difference of {plan.difference:g} in {plan.title} with probability "
-        f"{plan.power:g}, about {count} test images of this kind are needed; here are {n:,}."
-    ]
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    finite = [images for images in known if math.isfinite(images)]
+    if not finite:
+        return [f"{wanted} no number of test images is enough: seeds differ too much; train more."]
+    low, high = min(finite), max(finite)
+    count = f"about {high:,.0f}"
+    if high < _FEW:  # too few for the normal approximation that it rests on
+        count = f"fewer than {_FEW}"
+    elif round(low) < round(high):
+        count = f"about {max(low, _FEW):,.0f} to {high:,.0f}, by pair,"
+    beyond = "" if len(finite) == len(known) else " (for other pairs the seeds differ too much)"
+    return [f"{wanted} {count} test images of this kind are needed{beyond}; here are {n:,}."]

@@ -162,10 +162,9 @@ def statistic(predictions: Predictions, names: tuple[str, ...]) -> Statistic:
 def image_losses(labels: np.ndarray, scores: np.ndarray, task: Task) -> Float[np.ndarray, " n"]:
     """Each image's loss, natural logarithm; its mean is the metric ``loss``."""
     tiny = np.finfo(scores.dtype).eps
-    if task is Task.MULTILABEL:
-        p = np.clip(scores, tiny, 1 - tiny)
-        return -np.where(labels == 1, np.log(p), np.log1p(-p)).mean(axis=1)
     p = np.clip(scores, tiny, 1 - tiny)
+    if task is Task.MULTILABEL:
+        return -np.where(labels == 1, np.log(p), np.log1p(-p)).mean(axis=1)
     return -np.log(p[np.arange(len(labels)), labels])
 
 

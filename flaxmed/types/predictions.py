@@ -87,9 +87,10 @@ class Predictions:
         if task is Task.BINARY and k != 2:
             raise InputError(f"a binary task has 2 logits per image, got {k}")
         if task is Task.BINARY:
-            put("positive", 1 if self.positive is None else int(self.positive))
-            if self.positive not in (0, 1):
-                raise InputError(f"the positive class must be 0 or 1, got {self.positive}")
+            given = 1 if self.positive is None else self.positive
+            if given not in (0, 1):
+                raise InputError(f"the positive class must be 0 or 1, got {given!r}")
+            put("positive", int(given))
         elif self.positive is not None:
             raise InputError(f"a positive class belongs to binary tasks, not to {task}")
         put(
@@ -106,7 +107,7 @@ class Predictions:
         )
         for name in ("groups", "image_sha256"):
             if getattr(self, name) is not None:
-                put(name, np.asarray(getattr(self, name)).astype(str))
+                put(name, _texts(getattr(self, name), name))
         for name in ("ids", "groups", "image_sha256"):
             value = getattr(self, name)
             if value is not None and value.shape != (n,):
@@ -222,6 +223,19 @@ class Predictions:
             )
         except (ValueError, TypeError) as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def _texts(values: Any, name: str) -> np.ndarray:
+    """Values as text; a missing one would make all images without it one group."""
+    given = np.asarray(values)
+    flat = given.ravel().tolist()
+    missing = [v is None or v != v or str(v) == "" for v in flat]
+    if any(missing):
+        raise InputError(
+            f"{name}: {sum(missing)} of {len(missing)} entries are missing, row "
+            f"{missing.index(True)} the first; give every image one, or none at all"
+        )
+    return given.astype(str)
 
 
 def _check_labels(labels: np.ndarray, task: Task, n: int, k: int) -> np.ndarray:
