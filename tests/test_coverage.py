@@ -49,6 +49,7 @@ def phantom(seed, n=1024):
     return Predictions(logits=logits, **rest), rest
 
 
+@pytest.mark.slow
 def test_the_ideal_observer_is_not_found_miscalibrated():
     p_values = []
     for seed in range(4):

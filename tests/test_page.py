@@ -557,6 +557,7 @@ def contents(path):
     return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_is_reported_whole_or_not_at_all(tmp_path, monkeypatch):
     p = make()
     run = write_run(tmp_path / "run", p, record_of(p), val=make(seed=1))
