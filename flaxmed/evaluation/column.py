@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from flaxmed.evaluation.bootstrap import (
-    MANY,
-    jackknife,
-    jackknife_covariance,
-    resample,
     unit_index,
 )
 from flaxmed.evaluation.delong import auc_estimate, covariance
 from flaxmed.evaluation.estimates import (
     Sampling,
     bootstrap_intervals,
+    redrawn_covariance,
+    redrawn_values,
     share_counts,
     smallest_kinds,
 )
@@ -39,7 +37,6 @@ from flaxmed.evaluation.seeds import (
     joint_interval,
 )
 from flaxmed.evaluation.tables import json_number
-from flaxmed.evaluation.weighted import statistic
 from flaxmed.types import Predictions
 
 
@@ -226,18 +223,9 @@ def _spreads(
     """For each metric the covariance of the seeds' values from redrawn images, ``[s, s]``."""
     if not names:
         return []
-    each = [statistic(p, tuple(names)) for p in seeds]
-    _, units = unit_index(len(seeds[0]), seeds[0].groups)
-
-    def values(w: np.ndarray) -> np.ndarray:
-        return np.stack([one(w) for one in each], axis=1)
-
-    if units > MANY:
-        left_out = jackknife(values, units, seed=sampling.seed)
-        return [jackknife_covariance(left_out[:, :, j]) for j in range(len(names))]
-    drawn = resample(values, units, draws=sampling.draws, seed=sampling.seed)
+    drawn, left_out = redrawn_values(seeds, names, sampling)
     kept = [drawn[np.isfinite(drawn[:, :, j]).all(axis=1), :, j] for j in range(len(names))]
-    return [np.cov(d.T) if len(d) > 1 else np.full((len(seeds),) * 2, np.nan) for d in kept]
+    return [np.atleast_2d(redrawn_covariance(values, left_out=left_out)) for values in kept]
 
 
 def _root(variance: float) -> float:

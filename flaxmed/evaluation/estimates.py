@@ -26,6 +26,7 @@ from flaxmed.evaluation.bootstrap import (
     MANY,
     bca_interval,
     jackknife,
+    jackknife_covariance,
     jackknife_interval,
     ratio_interval,
     resample,
@@ -198,6 +199,42 @@ def bootstrap_intervals(
         bca_interval(value, drawn[:, j], left_out[:, j], level=sampling.level, of=of)
         for j, value in enumerate(values)
     ]
+
+
+def redrawn_values(
+    seeds: Sequence[Predictions], names: Sequence[str], sampling: Sampling = SAMPLING
+) -> tuple[Float[np.ndarray, "d s m"], bool]:
+    """Metrics of several predictions of the same images, each on the same redrawn images.
+
+    Args:
+        seeds: predictions of the same images in the same order.
+        names: the metrics.
+        sampling: draws and seed.
+
+    Returns:
+        ``[draws, predictions, metrics]``, NaN where undefined; and whether they are the jackknife's
+        values, of many images, instead of the bootstrap's.
+    """
+    first = seeds[0]
+    _, units = unit_index(len(first), first.groups)
+    each = [statistic(p, tuple(names)) for p in seeds]
+
+    def values(w: np.ndarray) -> np.ndarray:
+        return np.stack([one(w) for one in each], axis=1)
+
+    if units > MANY:
+        return jackknife(values, units, seed=sampling.seed), True
+    return resample(values, units, draws=sampling.draws, seed=sampling.seed), False
+
+
+def redrawn_covariance(
+    values: Float[np.ndarray, "d s"], *, left_out: bool
+) -> Float[np.ndarray, "s s"]:
+    """Covariance of values of redrawn images (or of the jackknife); NaN if there are too few."""
+    if left_out:
+        return jackknife_covariance(values)
+    size = values.shape[1]
+    return np.cov(values.T) if len(values) > 1 else np.full((size, size), np.nan)
 
 
 def area_interval(

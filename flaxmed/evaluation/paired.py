@@ -18,11 +18,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from flaxmed.evaluation.bootstrap import (
-    MANY,
-    jackknife,
-    jackknife_covariance,
     ratio_interval,
-    resample,
     unit_index,
 )
 from flaxmed.evaluation.checks import absent
@@ -32,6 +28,8 @@ from flaxmed.evaluation.estimates import (
     Metric,
     Sampling,
     difference_interval,
+    redrawn_covariance,
+    redrawn_values,
     right_shares,
 )
 from flaxmed.evaluation.intervals import Interval, normal_quantile
@@ -191,18 +189,8 @@ def bootstrap_differences(
         reason = f"one {kind} tells nothing about the error" if units else "no images"
         empty = undefined_difference(reason, sampling.level, "paired bootstrap")
         return dict.fromkeys(names, empty)
-    each = [statistic(q, tuple(names)) for q in every]
-
-    def values(w: np.ndarray) -> np.ndarray:
-        return np.stack([one(w) for one in each], axis=1)
-
-    point = values(np.ones((1, units)))[0]
-    many = units > MANY
-    drawn = (
-        jackknife(values, units, seed=sampling.seed)
-        if many
-        else resample(values, units, draws=sampling.draws, seed=sampling.seed)
-    )
+    point = np.stack([statistic(q, tuple(names))(np.ones((1, units)))[0] for q in every])
+    drawn, many = redrawn_values(every, names, sampling)
     test = "paired jackknife" if many else "paired bootstrap"
     found = {}
     for j, name in enumerate(names):
@@ -214,7 +202,7 @@ def bootstrap_differences(
             reason = f"undefined in {len(drawn) - len(kept)} of {len(drawn)} draws"
             found[name] = undefined_difference(reason, sampling.level, test)
             continue
-        spread = jackknife_covariance(kept) if many else np.cov(kept.T)
+        spread = redrawn_covariance(kept, left_out=many)
         made = _normal_difference(point[:, j], spread, len(first), sampling.level, test)
         if len(kept) < len(drawn):
             lost = f"undefined in {len(drawn) - len(kept)} of {len(drawn)} draws, left out"

@@ -75,16 +75,11 @@ def evaluate_run(
     if run.history is not None:
         title = dataclasses.replace(report.source, split="").title()
         figures["curves"] = plots.history_figure(run.history, title=title)
-    files: dict[str, str | bytes] = {
-        f"figures/{name}.{kind}": plots.render_figure(figure, kind)
-        for name, figure in figures.items()
-        for kind in plots.KINDS
-    }
+    files = _figure_files(figures)
     files["report.json"] = json_text(report.to_dict())
     files["report.html"] = report_page(report, run.predictions, figures=figures, record=record)
     files["MODEL_CARD.md"] = model_card(report, record=record)
-    for name, content in files.items():
-        write_file(run.dir / name, content)
+    _write_files(run.dir, files)
     return report
 
 
@@ -148,18 +143,27 @@ def _refuse_run(out: Path) -> None:
 def _write(comparison: Comparison, out: Path, records: Mapping[str, RunRecord]) -> None:
     """Make every file before the first is written."""
     figures = comparison_figures(comparison)
-    files: dict[str, str | bytes] = {
-        f"figures/{name}.{kind}": plots.render_figure(figure, kind)
-        for name, figure in figures.items()
-        for kind in plots.KINDS
-    }
+    files = _figure_files(figures)
     files["report.html"] = comparison_page(comparison, figures=figures, records=records)
     files["comparison.txt"] = f"{comparison}\n"
     files["comparison.md"] = comparison.to_markdown()
     files["comparison.csv"] = comparison.to_csv()
     files["comparison.json"] = json_text(comparison.to_dict())
+    _write_files(out, files)
+
+
+def _figure_files(figures: Mapping[str, Any]) -> dict[str, str | bytes]:
+    """Each figure in each kind, by its path."""
+    return {
+        f"figures/{name}.{kind}": plots.render_figure(figure, kind)
+        for name, figure in figures.items()
+        for kind in plots.KINDS
+    }
+
+
+def _write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
-        write_file(out / name, content)
+        write_file(folder / name, content)
 
 
 def _read_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[_Run]:
