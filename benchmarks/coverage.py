@@ -33,10 +33,10 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from flaxmed.data.phantom import posterior, sample
 from flaxmed.data.phantom_config import FAMILIES, PhantomClass, PhantomConfig
-from flaxmed.evaluation.calibration import reliability
 from flaxmed.evaluation.estimates import Sampling, estimate_metrics
 from flaxmed.evaluation.metrics import METRICS
 from flaxmed.evaluation.paired import accuracy_difference, auc_difference, bootstrap_differences
+from flaxmed.evaluation.reliability import reliability
 from flaxmed.evaluation.tables import DASH, json_text, markdown, write_file
 from flaxmed.types import Predictions, Task
 

@@ -12,15 +12,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
-from flaxmed.evaluation import calibration, metrics
-from flaxmed.evaluation.calibration import (
-    Temperature,
-    calibrate,
-    fit_temperature,
-    reliability,
-    scale,
-)
+from flaxmed.evaluation import metrics
+from flaxmed.evaluation import reliability as reliability_module
+from flaxmed.evaluation.calibration import Temperature, calibrate, fit_temperature, scale
 from flaxmed.evaluation.plots_calibration import reliability_figure
+from flaxmed.evaluation.reliability import reliability
 from flaxmed.types import InputError, Predictions, Task, sigmoid, softmax
 
 TASKS = [task.value for task in Task]
@@ -151,6 +147,10 @@ def test_the_order_of_images_does_not_matter(task, rounded):
     order = np.random.default_rng(1).permutation(101)
     shuffled = Predictions(labels=p.labels[order], logits=p.logits[order], task=task)
     same(judge(p, resamples=50), judge(shuffled, resamples=50), exactly=True)
+    groups = np.arange(101) // 3
+    one = judge(p, groups=groups, resamples=50)
+    other = judge(shuffled, groups=groups[order], resamples=50)
+    same(one, other, exactly=False)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -183,8 +183,8 @@ def test_the_correction_is_kumars_in_closed_form():
 def test_the_mean_of_a_folded_normal_is_scipys():
     d, s = np.array([0.0, 0.1, 0.3, 0.2, 0.9]), np.array([0.1, 0.1, 0.05, 0.4, 1e-3])
     expected = stats.foldnorm.mean(d / s, scale=s)
-    np.testing.assert_allclose(calibration._folded_mean(d, s), expected, rtol=1e-12)
-    np.testing.assert_array_equal(calibration._folded_mean(d, 0 * s), d)
+    np.testing.assert_allclose(reliability_module._folded_mean(d, s), expected, rtol=1e-12)
+    np.testing.assert_array_equal(reliability_module._folded_mean(d, 0 * s), d)
 
 
 def test_the_p_value_is_the_probability_of_a_larger_error():
@@ -233,7 +233,7 @@ def test_a_model_too_sure_of_itself_is_found_out(task):
 def test_the_same_seed_gives_the_same_draws_however_many_are_held_at_once(monkeypatch):
     p = draw("binary", 50)
     whole = judge(p, seed=3)
-    monkeypatch.setattr(calibration, "_CHUNK", 70)
+    monkeypatch.setattr(reliability_module, "_CHUNK", 70)
     same(whole, judge(p, seed=3), exactly=True)
     assert judge(p, seed=4).ece_expected != whole.ece_expected
 
@@ -277,11 +277,75 @@ def test_notes_say_what_the_numbers_depend_on():
     p = draw("binary", 60)
     (bins,) = judge(p).notes()
     assert "depends on the bins: here 15" in bins
-    groups = np.arange(60) // 2
-    same_numbers = judge(p, groups=groups)
-    assert same_numbers.p_value == judge(p).p_value
-    assert "30 groups" in same_numbers.notes()[1]
+    assert "30 groups" in judge(p, groups=np.arange(60) // 2).notes()[1]
     assert "pools all labels" in judge(draw("multilabel", 60)).notes()[1]
+
+
+def patients(task, count, of, *, seed=0, alike=1.0):
+    """Patients of ``of`` images, whose labels hang on one random number per patient and label."""
+    rng = np.random.default_rng(seed)
+    names = np.repeat(np.arange(count), of)
+    logits = rng.normal(size=(count, WIDTH[task]))[names] * 1.5
+    logits += rng.normal(size=logits.shape) * 0.5
+
+    def number(*shape):
+        one, own = rng.random((count, *shape))[names], rng.random((count * of, *shape))
+        return np.where(rng.random((count * of, *shape)) < math.sqrt(alike), one, own)
+
+    if task == "multilabel":
+        labels = (number(WIDTH[task]) < sigmoid(logits)).astype(int)
+    else:
+        labels = (number(1) > softmax(logits).cumsum(axis=1)[:, :-1]).sum(axis=1)
+    return Predictions(labels=labels, logits=logits, task=task, groups=names.astype(str))
+
+
+def together_of(p):
+    return judge(p, groups=p.groups, resamples=1).together
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_pairs_that_are_alike_are_told_from_their_residuals(task):
+    found = [together_of(patients(task, 3000, 3, alike=a)) for a in (0, 0.5, 1)]
+    assert found == pytest.approx([0, 0.5, 1], abs=0.06)
+
+
+def test_the_pairs_together_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    unit, p = rng.integers(0, 12, 60), np.round(rng.random((60, 2)), 1)
+    number = np.where(rng.random((60, 1)) < 0.7, rng.random((12, 1))[unit], rng.random((60, 1)))
+    outcome = (number < p).astype(float)
+    products = largest = 0.0
+    for i, j in itertools.permutations(range(60), 2):
+        if unit[i] == unit[j]:
+            products += ((outcome[i] - p[i]) * (outcome[j] - p[j])).sum()
+            largest += (np.minimum(p[i], p[j]) - p[i] * p[j]).sum()
+    found = reliability_module._pairs_together(p, outcome, unit)
+    assert 0 < found < 1
+    assert found == pytest.approx(products / largest)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_a_calibrated_model_of_patients_is_found_calibrated(task):
+    """Images of a patient come out alike: taken as independent, too many sets are rejected."""
+    together, alone = [], []
+    for seed in range(200):
+        p = patients(task, 30, 6, seed=seed)
+        together.append(judge(p, groups=p.groups, resamples=200, seed=seed).p_value)
+        alone.append(judge(p, resamples=200, seed=seed).p_value)
+    assert np.mean(np.array(together) <= 0.05) <= 0.1  # 0.05 and three errors
+    assert np.mean(np.array(alone) <= 0.05) >= 0.15
+    assert stats.kstest(together, "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_groups_of_one_image_are_no_groups(task):
+    p = draw(task, 60)
+    found = judge(p, groups=np.arange(60), resamples=4000)
+    plain = judge(p, resamples=4000)
+    assert found.together == 0
+    assert found.p_value == pytest.approx(plain.p_value, abs=0.05)
+    for name in ("ece", "ece_plain", "confidence", "accuracy", "count"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
 
 
 def test_a_dictionary_is_json():
@@ -390,7 +454,7 @@ def test_scaling_keeps_decisions_and_all_but_the_logits(task):
     np.testing.assert_array_equal(cooled.logits, p.logits.astype(np.float64) / 3)
     for name in ("labels", "ids", "groups", "positive", "classes", "task"):
         np.testing.assert_array_equal(getattr(cooled, name), getattr(p, name))
-    decided = [calibration.decisions(q.probabilities, task=task) for q in (p, cooled)]
+    decided = [reliability_module.decisions(q.probabilities, task=task) for q in (p, cooled)]
     np.testing.assert_array_equal(*decided)
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match="temperature must be finite and above 0"):

@@ -13,7 +13,7 @@ import pytest
 
 from flaxmed.data.phantom import load_phantom
 from flaxmed.evaluation import compare
-from flaxmed.evaluation.calibration import reliability
+from flaxmed.evaluation.reliability import reliability
 from flaxmed.types import Predictions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flaxmed.evaluation.calibration import LABELS, Reliability
 from flaxmed.evaluation.operating import DecisionCurve
 from flaxmed.evaluation.plots import _DASHES, _GREY, PALETTE, _figure, _look, _style
+from flaxmed.evaluation.reliability import LABELS, Reliability
 from flaxmed.types import InputError
 
 if TYPE_CHECKING:
