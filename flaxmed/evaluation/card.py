@@ -17,6 +17,7 @@ from flaxmed.evaluation.report_tables import (
     calibration_table,
     class_table,
     confusion_table,
+    gap_notes,
     gap_table,
     metric_table,
     operating_caption,
@@ -315,7 +316,7 @@ def _subgroups(report: Report) -> list[str]:
         said = []
     for found in report.subgroups:
         said += [*markdown(subgroup_table(found, report)), "", *markdown(gap_table(found)), ""]
-        said += [*(f"- {escape(note)}" for note in found.notes), ""]
+        said += [*(f"- {escape(note)}" for note in (*gap_notes(found), *found.notes)), ""]
     return ["## Subgroups", "", *said]
 
 

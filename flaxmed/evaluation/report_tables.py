@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flaxmed.evaluation.calibration import Calibration
 from flaxmed.evaluation.estimates import Metric
+from flaxmed.evaluation.gaps import Gap
 from flaxmed.evaluation.intervals import Interval
 from flaxmed.evaluation.operating import OperatingPoint, Share
 from flaxmed.evaluation.report import IDEAL, Report
@@ -20,7 +21,7 @@ _SHARES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "P
 _IN_SUBGROUPS = ("accuracy", "auc", "sensitivity", "specificity")
 
 
-def metric_title(metric: Metric) -> str:
+def metric_title(metric: Metric | Gap) -> str:
     """Its title, with the positive class where the value depends on it.
 
     Example:
@@ -145,14 +146,35 @@ def subgroup_table(subgroups: Subgroups, report: Report) -> Rows:
 
 
 def gap_table(subgroups: Subgroups) -> Rows:
-    """The largest gap between subgroups in accuracy and AUC."""
-    header = ["largest gap", "value", "from", "to", "interval of these two", "p", "by"]
+    """The largest gap between subgroups in every metric; :func:`gap_notes` says how p was made."""
+    header = ["largest gap", "value", "from", "to", "interval of these two", "p"]
     rows = []
     for gap in subgroups.gaps.values():
         value, p = number(gap.value), p_text(gap.p_value).lstrip("= ")
         ends_of = [gap.lowest or DASH, gap.highest or DASH]
-        rows.append([gap.title, value, *ends_of, ends(gap.interval), p, gap.test or DASH])
+        rows.append([metric_title(gap), value, *ends_of, ends(gap.interval), p])
     return [header, *rows]
+
+
+def gap_notes(subgroups: Subgroups) -> list[str]:
+    """What the p-values of the gaps are from, and why a gap or its interval is missing."""
+    shuffled: dict[str, tuple[list[str], set[int]]] = {}
+    lacking: dict[str, list[str]] = {}
+    for gap in subgroups.gaps.values():
+        if gap.test:
+            count, what = gap.test.split(" ", 1)
+            titles, counts = shuffled.setdefault(what, ([], set()))
+            titles.append(gap.title)
+            counts.add(int(count))
+        if gap.reason:
+            lacking.setdefault(f"Undefined ({gap.reason})", []).append(gap.title)
+        elif gap.interval.reason:
+            lacking.setdefault(f"No interval ({gap.interval.reason})", []).append(gap.title)
+    lines = []
+    for what, (titles, counts) in shuffled.items():
+        times = " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
+        lines.append(f"p by {times} {what}: {', '.join(titles)}.")
+    return lines + [f"{why}: {', '.join(titles)}." for why, titles in lacking.items()]
 
 
 def _share(share: Share) -> str:

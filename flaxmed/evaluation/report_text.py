@@ -8,6 +8,7 @@ from flaxmed.evaluation.report_tables import (
     calibration_table,
     class_table,
     confusion_table,
+    gap_notes,
     gap_table,
     metric_table,
     operating_caption,
@@ -69,7 +70,8 @@ def _chapters(report: Report) -> list[tuple[str, Rows, list[str]]]:
     for column in report.subgroups:
         caption = f"by {column.column}, with {level} intervals"
         found.append((caption, subgroup_table(column, report), []))
-        found.append((f"largest gaps by {column.column}", gap_table(column), list(column.notes)))
+        notes = [*gap_notes(column), *column.notes]
+        found.append((f"largest gaps by {column.column}", gap_table(column), notes))
     return found
 
 

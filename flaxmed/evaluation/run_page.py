@@ -15,6 +15,7 @@ from flaxmed.evaluation.report_tables import (
     calibration_table,
     class_table,
     confusion_table,
+    gap_notes,
     gap_table,
     metric_table,
     operating_caption,
@@ -236,7 +237,7 @@ def _subgroups(report: Report) -> list[Section]:
                 Table(f"By {found.column}, with {level} intervals", subgroup_table(found, report)),
                 Table("Largest gaps between subgroups", gap_table(found)),
             ),
-            after=("A gap says that the numbers differ, not why.", *found.notes),
+            after=("A gap says that the numbers differ, not why.", *gap_notes(found), *found.notes),
         )
         for found in report.subgroups
     ]

@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxmed.evaluation.estimates import Metric, Sampling, estimate_metrics
-from flaxmed.evaluation.gaps import TITLES, Gap, gap_between, take
+from flaxmed.evaluation.gaps import Gap, gaps_between
+from flaxmed.evaluation.metrics import METRICS
+from flaxmed.evaluation.shuffles import take
 from flaxmed.evaluation.tables import few
 from flaxmed.types import InputError, Predictions, Task
 
@@ -28,8 +30,8 @@ MOST_VALUES = 30
 FEW = 30
 
 UNCORRECTED = (
-    "Intervals and p-values of subgroups are not corrected for looking at several: among many, "
-    "some stand out by chance."
+    "Intervals and p-values of subgroups are not corrected for looking at several, nor at several "
+    "metrics: among many, some stand out by chance."
 )
 EXTREMES = (
     "The interval of a gap does not know that its two subgroups were picked as the extremes of "
@@ -77,7 +79,7 @@ class Subgroups:
     Attributes:
         column: its name, such as ``"sex"``.
         parts: the subgroups, by value; last the images whose value is not known, if there are any.
-        gaps: of accuracy and AUC, among the subgroups whose value is known.
+        gaps: the largest of every metric, among the subgroups whose value is known.
         notes: what to mind, a sentence or two each.
     """
 
@@ -157,7 +159,7 @@ def read_subgroups(path: str | os.PathLike[str]) -> SubgroupColumns:
 def split_metrics(
     predictions: Predictions, columns: SubgroupColumns, sampling: Sampling = USUAL
 ) -> tuple[Subgroups, ...]:
-    """Every metric in each subgroup, and the gaps of accuracy and AUC, for each column.
+    """Every metric in each subgroup, and its largest gap between two of them, for each column.
 
     A value that only other images have (those of another split) is a subgroup without images.
 
@@ -218,10 +220,9 @@ def _split(p: Predictions, column: str, of: Mapping[str, str], sampling: Samplin
     value = np.array([number.get(of.get(key, ""), -1) for key in ids], np.int64)
     pieces = [(name, take(p, value == i)) for i, name in enumerate(names)]
     parts = [_part(name, piece, sampling) for name, piece in pieces]
-    gaps = {}
-    for name in TITLES:
-        found = [(*piece, part.metrics[name]) for piece, part in zip(pieces, parts, strict=True)]
-        gaps[name] = gap_between(name, found, seed=sampling.seed)
+    found = [(*piece, part.metrics) for piece, part in zip(pieces, parts, strict=True)]
+    applies = [spec.name for spec in METRICS if p.task in spec.tasks]
+    gaps = gaps_between(applies, found, seed=sampling.seed)
     notes = _notes(p, column, of, value, parts)
     if (value < 0).any():
         unknown = _part(NOT_KNOWN, take(p, value < 0), sampling)
