@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 import pytest
-from test_page import full_page, make, record_of
+from test_page import full_page, make, page_of, record_of
 
 from flaxmed.evaluation import compare, comparison_figures
 from flaxmed.evaluation.comparison_page import comparison_page
@@ -251,6 +251,12 @@ def test_a_report_opens_cleanly(browser, pages, kind, width):
     assert view.value("document.images.length") >= 1
     assert view.value(broken) == 0
     assert view.screenshot().startswith(b"\x89PNG")
+    view.value("document.querySelectorAll('details').forEach(d => d.setAttribute('open', ''))")
+    assert view.overflow() == []
+    assert view.smallest_text() >= READABLE
+    shown = "[...document.querySelectorAll('.more table')].map(e => e.offsetHeight)"
+    assert len(view.value(shown)) == (0 if kind == "comparison" else 1)
+    assert all(height > 300 for height in view.value(shown))
 
 
 @pytest.mark.slow
@@ -265,6 +271,24 @@ def test_a_report_prints_whole(browser, pages):
     content = view.pdf()
     assert content.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", content)) >= 2
+
+
+PAPER = 687  # CSS pixels: A4 within the margins
+
+
+@pytest.mark.slow
+def test_every_metric_of_many_subgroups_fits_on_paper(browser, tmp_path):
+    p = make()
+    sites = {i: f"Hospital {j % 8}" for j, i in enumerate(p.ids.tolist())}
+    path = tmp_path / "sites.html"
+    path.write_text(page_of(p, subgroups={"site": sites})[0], encoding="utf-8")
+    view = browser.look(path, PAPER)
+    folded = "[...document.querySelectorAll('.more .scroll')]"
+    assert view.value(f"{folded}.filter(e => e.checkVisibility()).length") == 0
+    view.call("Emulation.setEmulatedMedia", media="print")
+    assert view.value(f"{folded}.filter(e => e.checkVisibility()).length") == 2
+    assert view.value(f"Math.max(...{folded}.map(e => e.scrollWidth - e.clientWidth))") <= 0
+    assert view.value("getComputedStyle(document.querySelector('.more summary')).display") == "none"
 
 
 BROKEN = {

@@ -31,6 +31,7 @@ from flaxmed.evaluation.page import MAX_SVG, Drawing, Page, Section, Table, rend
 from flaxmed.evaluation.plots_curves import precision_recall_figure
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Source
+from flaxmed.evaluation.report_tables import with_interval
 from flaxmed.evaluation.run_page import report_page
 from flaxmed.evaluation.sentences import MEANINGS, lead_sentences
 from flaxmed.evaluation.tables import ends, number
@@ -265,6 +266,42 @@ def test_every_metric_stands_in_the_page_with_its_interval(task):
     if task != "binary":
         for name, auc in zip(report.classes, report.class_auc, strict=True):
             assert f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in page.row(name)
+
+
+def test_a_subgroups_chapter_has_every_metric_and_its_largest_gap():
+    p = make(n=80)
+    sites = {i: "abcdefgh"[j % 8] if j < 79 else "Rom" for j, i in enumerate(p.ids.tolist())}
+    text, report = page_of(p, subgroups={"site": sites})
+    (found,) = report.subgroups
+    page = Reader(text)
+    assert page.faults == []
+    chapter = text[text.index(">Subgroups by site</h2>") :]
+    folded = re.search('<details class="more">(.*?)</details>', chapter, re.S)[1]
+    assert "<summary>All 13 metrics by site</summary>" in folded
+    tables = [Reader(t) for t in re.findall("<table.*?</table>", folded, re.S)]
+    assert [table.rows[0][1:] for table in tables] == [
+        ["all images", "Rom", *"abcd"],
+        ["all images", *"efgh"],
+    ]
+    assert "<span>Every metric by site, with 95% intervals (2 of 2)</span>" in folded
+    for table in tables:
+        for at, value in enumerate(table.rows[0][1:], 1):
+            of = {part.value: (part.n, part.metrics) for part in found.parts}
+            n, metrics = of.get(value, (80, report.metrics))
+            assert table.row("images")[at] == str(n)
+            assert len(table.rows) == 15
+            for metric, row in zip(metrics.values(), table.rows[2:], strict=True):
+                positive = " (malignant)" if metric.positive else ""
+                assert row[0] == metric.title + positive
+                assert row[at] == with_interval(metric.value, metric.interval)
+    lone = found.parts[0].metrics["auc"]
+    assert lone.reason is not None
+    assert f"Undefined for Rom: balanced accuracy, AUC ({lone.reason})." in page.text
+    gaps = Reader(re.findall("<table.*?</table>", chapter, re.S)[3])
+    assert [row[0] for row in gaps.rows[1:]] == [row[0] for row in tables[0].rows[2:]]
+    for gap, row in zip(found.gaps.values(), gaps.rows[1:], strict=True):
+        assert row[1:5] == [number(gap.value), gap.lowest, gap.highest, ends(gap.interval)]
+    assert "p by 1000 shuffles of images of the same truth" in page.text
 
 
 def test_the_positive_class_stands_beside_what_depends_on_it():

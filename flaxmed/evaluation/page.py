@@ -44,6 +44,19 @@ class Table:
     words: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """Tables that the reader unfolds; they are printed all the same.
+
+    Attributes:
+        title: what they are, a few words.
+        folded: the tables.
+    """
+
+    title: str
+    folded: tuple[Table, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
     """A figure.
@@ -90,7 +103,7 @@ class Section:
     notes: tuple[str, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Table | Folded, ...] = ()
     after: tuple[str, ...] = ()
     folded: bool = False
 

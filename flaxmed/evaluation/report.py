@@ -31,6 +31,7 @@ from flaxmed.evaluation.operating import (
     default_points,
 )
 from flaxmed.evaluation.subgroups import (
+    Part,
     SubgroupColumns,
     Subgroups,
     read_subgroups,
@@ -315,10 +316,10 @@ def interval_notes(metrics: Iterable[Metric]) -> list[str]:
 
 
 def undefined_notes(
-    reports: Sequence[tuple[str, Report]], only: Sequence[str] | None = None
+    reports: Sequence[tuple[str, Report | Part]], only: Sequence[str] | None = None
 ) -> list[str]:
-    """A line for each reason why something is undefined, naming what, and in which reports
-    unless it is so in all of them."""
+    """A line for each reason why something is undefined, naming what, and in which reports or
+    subgroups unless it is so in all of them."""
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for name, report in reports:
         for metric in report.metrics.values():

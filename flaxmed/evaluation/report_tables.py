@@ -145,6 +145,28 @@ def subgroup_table(subgroups: Subgroups, report: Report) -> Rows:
     return [header, *rows]
 
 
+def subgroup_metrics(subgroups: Subgroups, report: Report, across: int = 5) -> list[Rows]:
+    """Every metric of all images and of each subgroup: a row per metric, for they are many.
+
+    As many tables as there must be for each to have at most ``across`` subgroups, which is what
+    fits on paper.
+    """
+    tables = []
+    every = subgroups.parts
+    count = max(1, math.ceil(len(every) / across))
+    size = max(1, math.ceil(len(every) / count))
+    for at in range(0, max(1, len(every)), size):
+        parts = every[at : at + size]
+        table = [["metric", "all images", *(part.value for part in parts)]]
+        table.append(["images", str(report.n), *(str(part.n) for part in parts)])
+        for name, metric in report.items():
+            found = [metric, *(part.metrics[name] for part in parts)]
+            cells = [with_interval(m.value, m.interval) for m in found]
+            table.append([metric_title(metric), *cells])
+        tables.append(table)
+    return tables
+
+
 def gap_table(subgroups: Subgroups) -> Rows:
     """The largest gap between subgroups in every metric; :func:`gap_notes` says how p was made."""
     header = ["largest gap", "value", "from", "to", "interval of these two", "p"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flaxmed.evaluation.checks import decisions
-from flaxmed.evaluation.page import Drawing, Page, Picture, Section, Table, render_page
+from flaxmed.evaluation.page import Drawing, Folded, Page, Picture, Section, Table, render_page
 from flaxmed.evaluation.record import RunRecord
-from flaxmed.evaluation.report import Report, describe_images, group_note
+from flaxmed.evaluation.report import Report, describe_images, group_note, undefined_notes
 from flaxmed.evaluation.report_tables import (
     calibration_table,
     class_table,
@@ -20,6 +20,7 @@ from flaxmed.evaluation.report_tables import (
     metric_table,
     operating_caption,
     operating_table,
+    subgroup_metrics,
     subgroup_table,
 )
 from flaxmed.evaluation.sentences import (
@@ -229,18 +230,33 @@ def _story(p: Predictions, row: int) -> tuple[str, tuple[str, ...]]:
 
 
 def _subgroups(report: Report) -> list[Section]:
+    """Of each column what is asked for most, every metric folded away, and the largest gaps."""
     level = percent(report.level)
-    return [
-        Section(
-            f"Subgroups by {found.column}",
-            tables=(
-                Table(f"By {found.column}, with {level} intervals", subgroup_table(found, report)),
-                Table("Largest gaps between subgroups", gap_table(found)),
+    sections = []
+    for found in report.subgroups:
+        by = f"by {found.column}, with {level} intervals"
+        every = subgroup_metrics(found, report)
+        which = [f" ({i} of {len(every)})" for i in range(1, 1 + len(every))]
+        tables = (
+            Table(f"B{by[1:]}", subgroup_table(found, report)),
+            Folded(
+                f"All {len(report)} metrics by {found.column}",
+                tuple(
+                    Table(f"Every metric {by}{part if len(every) > 1 else ''}", rows)
+                    for part, rows in zip(which, every, strict=True)
+                ),
             ),
-            after=("A gap says that the numbers differ, not why.", *gap_notes(found), *found.notes),
+            Table("Largest gap between two subgroups in every metric", gap_table(found)),
         )
-        for found in report.subgroups
-    ]
+        after = [
+            "A gap says that the numbers differ, not why.",
+            *gap_notes(found),
+            *undefined_notes([(part.value, part) for part in found.parts]),
+            *found.notes,
+        ]
+        title = f"Subgroups by {found.column}"
+        sections.append(Section(title, tables=tables, after=tuple(after)))
+    return sections
 
 
 def _data(record: RunRecord) -> Section:
