@@ -468,6 +468,94 @@ def test_runs_of_one_network_are_its_seeds(tmp_path):
     assert math.isnan(history.series["val_auc"][0])
 
 
+def leaking(path, count):
+    """Writes into a run's dataset.json that so many of its images are in training and test."""
+    about = json.loads((path / "dataset.json").read_text())
+    by_splits = {"train+test": count} if count else {}
+    about["duplicates"] = {"groups": count, "by_splits": by_splits, "differing_labels": {}}
+    (path / "dataset.json").write_text(json.dumps(about))
+
+
+ONE = "1 image occurs in training and test, the same in every pixel."
+TWO = "2 images occur in training and test, the same in every pixel."
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((0, 0, 0), []),
+        ((2, 2, 2), [TWO]),
+        ((2, 2, 0), [f"resnet18: {TWO}"]),
+        ((0, 0, 2), [f"xception: {TWO}"]),
+        ((0, 2, 0), [f"r1: {TWO}"]),
+        ((2, 0, 2), [f"r0, xception: {TWO}"]),
+        ((1, 2, 2), [f"r0: {ONE}", f"r1, xception: {TWO}"]),
+    ],
+)
+def test_each_runs_own_file_tells_of_images_in_two_splits(tmp_path, counts, expected):
+    dirs = [
+        write_run(tmp_path / "r0", make(seed=0), seed=0),
+        write_run(tmp_path / "r1", make(seed=2), seed=1),
+        write_run(tmp_path / "x0", make(seed=1), model="xception", seed=0),
+    ]
+    for path, count in zip(dirs, counts, strict=True):
+        leaking(path, count)
+    comparison = compare_runs(dirs)
+    leaks = [flag for flag in comparison.flags() if "same in every pixel" in flag]
+    assert leaks == expected
+    assert comparison.to_dict()["flags"] == comparison.flags()
+    for flag in expected:
+        assert f"! {flag}"[:60] in str(comparison)
+
+
+def test_runs_whose_folders_share_a_name_are_told_apart_by_their_paths(tmp_path):
+    dirs = [write_run(tmp_path / str(i) / "run", make(seed=i), seed=i) for i in range(2)]
+    leaking(dirs[1], 1)
+    assert f"{dirs[1]}: {ONE}" in compare_runs(dirs).flags()
+
+
+def test_a_run_named_like_its_network_is_not_taken_for_all_runs(tmp_path):
+    names = {"resnet18": 0, "again": 1}
+    dirs = [write_run(tmp_path / name, make(seed=i), seed=i) for name, i in names.items()]
+    leaking(dirs[0], 1)
+    assert f"resnet18: {ONE}" in compare_runs(dirs).flags()
+
+
+def test_digests_of_each_runs_validation_images_are_used_where_nothing_is_recorded(tmp_path):
+    digests = np.array([f"d{i}" for i in range(60)])
+    dirs = [
+        write_run(tmp_path / f"r{i}", make(seed=i, image_sha256=digests), seed=i) for i in range(2)
+    ]
+    val = make(seed=3, image_sha256=np.array(["d7", *(f"v{i}" for i in range(59))]))
+    val.save(dirs[1] / "predictions" / "val.npz")
+    same = "1 test image is identical to a validation image."
+    assert f"r1: {same}" in compare_runs(dirs).flags()
+
+
+def test_a_sign_of_some_seeds_is_named_by_them():
+    labels = np.arange(60) % 2
+    constant = Predictions(labels=labels, logits=np.tile([0.0, 1.0], (60, 1)), task="binary")
+    fine = Predictions(labels=labels, logits=np.eye(2)[labels], task="binary")
+    flags = compare({"a": [fine, constant], "b": fine}).flags()
+    assert [flag.split(" The answer")[0] for flag in flags if "The answer is" in flag] == [
+        "a (2 of 2):"
+    ]
+    flags = compare({"a": [constant, constant], "b": fine}).flags()
+    assert any(flag.startswith('a: The answer is "1"') for flag in flags)
+
+
+def test_the_page_tells_what_each_run_recorded_of_identical_images(tmp_path):
+    dirs = [write_run(tmp_path / f"r{i}", make(seed=i), seed=i) for i in range(2)]
+    leaking(dirs[0], 0)
+    leaking(dirs[1], 1)
+    write_comparison(dirs, tmp_path / "out")
+    page = html.unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert f"<li>r1: {ONE}</li>" in page
+    assert "<p>r0: No two images are identical in every pixel.</p>" in page
+    assert "<p>r1: Sets of images of the same pixels, by where they are: training and" in page
+    assert page.count("Patients are not recorded") == 1
+
+
 def test_runs_with_other_settings_are_other_columns(tmp_path):
     dirs = [
         write_run(tmp_path / "a", make(seed=0), recipe="default"),

@@ -57,6 +57,7 @@ class Comparison(Mapping[str, Column]):
         ideal: the ideal observer, on data whose generating model is known, else None.
         from_ideal: each network beside the ideal observer, a family of tests of its own.
         source: data set and split, as far as known.
+        runs: by network the names of its runs, one per seed; empty where they are not known.
 
     Example:
         >>> import numpy as np
@@ -76,6 +77,7 @@ class Comparison(Mapping[str, Column]):
     ideal: Column | None = None
     from_ideal: tuple[Pair, ...] = ()
     source: Source = NO_SOURCE
+    runs: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Column:
         for column in self.columns:
@@ -156,7 +158,7 @@ class Comparison(Mapping[str, Column]):
         }
 
     def flags(self) -> list[str]:
-        """Signs of collapse and of images in two splits, by network."""
+        """Signs of collapse and of images in two splits, by network or run where they differ."""
         return found_flags(self)
 
     def notes(self) -> list[str]:

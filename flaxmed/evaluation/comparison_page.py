@@ -142,8 +142,20 @@ def _runs(records: Mapping[str, RunRecord]) -> list[Section]:
     versions = {run: dict(r.version_rows()) for run, r in records.items()}
     tables = [*_shared("Settings", settings), *_shared("Versions", versions)]
     return [
-        Section("Data and licence", tables=tuple(data), after=tuple(first.overlaps())),
+        Section("Data and licence", tables=tuple(data), after=tuple(_overlaps(records))),
         Section("Settings, seeds and versions", tables=tuple(tables), folded=True),
+    ]
+
+
+def _overlaps(records: Mapping[str, RunRecord]) -> list[str]:
+    """What each run recorded of images and patients in several splits; once what all did."""
+    found: dict[str, list[str]] = {}
+    for run, record in records.items():
+        for sentence in record.overlaps():
+            found.setdefault(sentence, []).append(run)
+    return [
+        sentence if len(names) == len(records) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in found.items()
     ]
 
 

@@ -134,17 +134,28 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def found_flags(comparison: Comparison) -> list[str]:
-    """Signs of collapse and of images in two splits, with the networks that show them."""
-    found: dict[str, dict[str, None]] = {}
+    """Signs of collapse and of images in two splits, each once, with the networks that show them.
+
+    A sign that only some seeds of a network show is named by their runs.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
     for column in comparison.columns:
-        for report in column.reports:
+        for i, report in enumerate(column.reports):
             for flag in report.flags:
-                found.setdefault(flag, {})[column.name] = None
-    every = len(comparison.columns)
-    return [
-        flag if len(names) == every else f"{', '.join(names)}: {flag}"
-        for flag, names in found.items()
-    ]
+                found.setdefault(flag, {}).setdefault(column.name, []).append(i)
+    seeds = {column.name: len(column.reports) for column in comparison.columns}
+    lines = []
+    for flag, held in found.items():
+        names = []
+        for name, which in held.items():
+            if len(which) == seeds[name]:
+                names.append(name)
+                continue
+            runs = comparison.runs.get(name)
+            names += [runs[i] if runs else f"{name} ({i + 1} of {seeds[name]})" for i in which]
+        everywhere = sum(map(len, held.values())) == sum(seeds.values())
+        lines.append(flag if everywhere else f"{', '.join(names)}: {flag}")
+    return lines
 
 
 def reading_notes(comparison: Comparison) -> list[str]:

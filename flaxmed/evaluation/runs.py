@@ -17,6 +17,7 @@ from flaxmed.evaluation.card import model_card
 from flaxmed.evaluation.comparison import Comparison, compare
 from flaxmed.evaluation.comparison_page import comparison_page
 from flaxmed.evaluation.figures import comparison_figures, report_figures
+from flaxmed.evaluation.flags import leak_flags
 from flaxmed.evaluation.pairing import paired
 from flaxmed.evaluation.plots import History
 from flaxmed.evaluation.record import RunRecord
@@ -117,9 +118,7 @@ def write_comparison(
     out, runs = Path(out_dir), _read_runs(run_dirs)
     _refuse_run(out)
     comparison = _compare(runs, plan)
-    names = [run.dir.name for run in runs]
-    unique = len(set(names)) == len(names)
-    records = {run.dir.name if unique else str(run.dir): _read_record(run) for run in runs}
+    records = {name: _read_record(run) for name, run in zip(_names(runs), runs, strict=True)}
     _write(comparison, out, records)
     return comparison
 
@@ -189,17 +188,31 @@ def _compare(runs: Sequence[_Run], plan: Mapping[str, Any]) -> Comparison:
         {name: [run.predictions for run in group] for name, group in groups.items()},
         costs=costs,
         ideal=next((run.ideal for run in runs if run.ideal is not None), None),
-        dataset=runs[0].dataset,
         **plan,
     )
     columns = tuple(
         dataclasses.replace(
             column,
+            reports=tuple(map(_with_leaks, column.reports, groups[column.name])),
             histories=tuple(run.history for run in groups[column.name] if run.history is not None),
         )
         for column in made.columns
     )
-    return dataclasses.replace(made, columns=columns, source=runs[0].source)
+    named = dict(zip([run.dir for run in runs], _names(runs), strict=True))
+    names = {name: tuple(named[run.dir] for run in group) for name, group in groups.items()}
+    return dataclasses.replace(made, columns=columns, source=runs[0].source, runs=names)
+
+
+def _with_leaks(report: Report, run: _Run) -> Report:
+    """The report with what its own run's files tell of images in two splits."""
+    found = leak_flags(run.predictions, run.val, run.dataset)
+    return dataclasses.replace(report, flags=(*report.flags, *found))
+
+
+def _names(runs: Sequence[_Run]) -> list[str]:
+    """The runs' folders, with their paths where two folders share a name."""
+    names = [run.dir.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.dir) for run in runs]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
