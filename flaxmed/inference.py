@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from flaxmed.models.layers import lowering
 from flaxmed.types import InputError, Preprocessing, sigmoid, softmax
 
 
@@ -51,12 +52,15 @@ def standardise(
     return (images - mean) / std
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "preprocessing"))
-def _forward(graphdef: Any, state: Any, images: Array, preprocessing: Preprocessing) -> Array:
+@functools.partial(jax.jit, static_argnames=("graphdef", "preprocessing", "devices"))
+def _forward(
+    graphdef: Any, state: Any, images: Array, preprocessing: Preprocessing, devices: int
+) -> Array:
     model = nnx.merge(graphdef, state)
     # float64 models take float64 input; bfloat16 ones still normalise in float32
     dtype = jnp.promote_types(jnp.float32, jax.tree.leaves(state)[0].dtype)
-    return model(normalise(images, preprocessing, dtype=dtype))
+    with lowering("auto" if devices == 1 else "jax"):
+        return model(normalise(images, preprocessing, dtype=dtype))
 
 
 def predict_logits(
@@ -98,10 +102,11 @@ def predict_logits(
         found = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise InputError(f"images must be uint8 [n, height, width, channels], got {found}")
     graphdef, state = nnx.split(nnx.view(model, use_running_average=True))
-    logits = [
-        np.asarray(_forward(graphdef, state, put(batch), preprocessing))[:count]
-        for batch, count in _padded_batches(images, batch_size)
-    ]
+    logits = []
+    for padded, count in _padded_batches(images, batch_size):
+        batch = put(padded)
+        devices = len(batch.sharding.device_set)
+        logits.append(np.asarray(_forward(graphdef, state, batch, preprocessing, devices))[:count])
     if not logits:
         raise InputError("no images: expected at least one")
     return np.concatenate(logits)

@@ -250,7 +250,7 @@ def test_lowering_is_restored_after_an_error():
         raise RuntimeError
     assert operations._lowering == "auto"
     fast = layers.lowering("fast")
-    with pytest.raises(InputError, match="lowering must be one of auto, xla, got 'fast'"), fast:
+    with pytest.raises(InputError, match="lowering must be one of auto, jax, xla, got 'fast'"), fast:
         pass
 
 

@@ -19,11 +19,11 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxmed.models import cpu
+from flaxmed.models import cpu, native
 from flaxmed.models.window import ConvWindow, Padding, Window, resolve_padding
 from flaxmed.types import InputError
 
-_LOWERINGS = ("auto", "xla")
+_LOWERINGS = ("auto", "jax", "xla")
 _lowering = "auto"
 
 
@@ -35,11 +35,12 @@ def lowering(mode: str) -> Iterator[None]:
     lowering of its first call: make a new ``jax.jit`` (of a new function) inside each block.
 
     Args:
-        mode: "auto", by backend and shape, the default; or "xla", plain ``lax`` everywhere, which
-            is also the mode that supports forward-mode differentiation.
+        mode: "auto", by backend and shape, the default; "jax", the same without the C++ of
+            ``native``, for a batch that is spread over several CPU devices; or "xla", plain ``lax``
+            everywhere, which is also the mode that supports forward-mode differentiation.
 
     Raises:
-        InputError: If the mode is neither.
+        InputError: If the mode is none of these.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,10 +117,16 @@ def _xla_conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
     )
 
 
+def _cpu_forms(g: ConvWindow, x: Array) -> cpu.Lowering:
+    if _lowering == "auto" and (forms := native.forms(g, x.dtype)):
+        return cpu.Lowering(*forms)
+    return cpu.conv_lowering(g)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
     forward = functools.partial(_xla_conv, g)
-    return _per_backend(cpu.conv_lowering(g).forward, forward)(x, kernel)
+    return _per_backend(_cpu_forms(g, x).forward, forward)(x, kernel)
 
 
 def _conv_fwd(g: ConvWindow, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -136,7 +143,7 @@ def _conv_bwd(g: ConvWindow, operands: tuple[Array, Array], dy: Array) -> tuple[
     def kernel_grad(dy: Array, x: Array, kernel: Array) -> Array:
         return jax.vjp(lambda kernel: _xla_conv(g, x, kernel), kernel)[1](dy)[0]
 
-    on_cpu = cpu.conv_lowering(g)
+    on_cpu = _cpu_forms(g, x)
     return (
         _per_backend(on_cpu.input_grad, input_grad)(dy, x, kernel),
         _per_backend(on_cpu.kernel_grad, kernel_grad)(dy, x, kernel),

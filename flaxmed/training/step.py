@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxmed.inference import standardise
+from flaxmed.models import layers
 from flaxmed.training.augment import Transform, augment
 from flaxmed.types import Preprocessing, Task
 
@@ -128,6 +129,7 @@ def make_train_step(
     seed: int = 0,
     class_weights: Float[Array, " k"] | None = None,
     dtype: Any = jnp.float32,
+    lowering: str = "auto",
 ) -> TrainStep:
     """The jitted, donated step ``(state, batch) -> (state, loss)``.
 
@@ -142,6 +144,7 @@ def make_train_step(
         transforms, seed: augmentation, keyed by (seed, epoch, row).
         class_weights: ``[k]`` or None.
         dtype: of images and loss: float32, or float64.
+        lowering: of the network's operations: see ``flaxmed.models.layers.lowering``.
 
     Returns:
         A function of a :class:`TrainState`, which it consumes, and a batch: ``images`` uint8
@@ -171,7 +174,8 @@ def make_train_step(
     @jax.jit(donate_argnums=0)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
         grad = jax.value_and_grad(loss_and_rest, has_aux=True)
-        (loss, (batch_stats, sums)), grads = grad(state.params, state.batch_stats, batch)
+        with layers.lowering(lowering):
+            (loss, (batch_stats, sums)), grads = grad(state.params, state.batch_stats, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         state = TrainState(

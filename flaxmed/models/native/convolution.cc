@@ -1,0 +1,561 @@
+// Convolutions of float32 images on a CPU, and their gradients, for XLA to call.
+//
+// Images are [n, h, w, c], kernels [kh, kw, c, o] (depthwise: [kh, kw, 1, c]). A convolution is a
+// product of matrices whose left factor, the patches, is never written: the product is computed in
+// tiles of a few pixels times two vectors of output channels, and a tile reads each pixel's patch
+// where it lies, in a copy of a few images (or of a few rows of one) with its border of zeros that
+// stays in the cache. The tiles are those of K. Goto, R. A. van de Geijn, Anatomy of
+// high-performance matrix multiplication, ACM TOMS 34 (2008): the sums stay in registers.
+//
+// The result does not depend on which thread did what: every output is summed by one task in one
+// order, and the kernel gradient's parts, one per range of images, are added in the order of ranges.
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// A vector, and how many pixels a tile has: as many sums as leave a few registers for operands.
+#if defined(__AVX512F__)
+constexpr int kVector = 16, kPixels = 12;  // 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVector = 8, kPixels = 6;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kVector = 4, kPixels = 12;  // 24 of 32
+#else
+constexpr int kVector = 4, kPixels = 6;
+#endif
+constexpr int kChannels = 2 * kVector;       // output channels of a tile
+constexpr int64_t kCached = 48 * 1024;       // floats of a block of images: 192 KB, in the L2 cache
+constexpr int64_t kPixelsPerPass = 256;      // of a kernel gradient's sums before they are stored
+
+typedef float Vector __attribute__((vector_size(kVector * sizeof(float)), aligned(4)));
+
+inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// --- Threads and memory --------------------------------------------------------------------------
+
+// Calls f(task) for every task on the threads of the pool and on this one. It waits for tasks, not
+// for threads: were all of the pool's busy, waiting like this one, it does them alone.
+template <class F>
+void Parallel(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+    int64_t left;
+  };
+  auto shared = std::make_shared<Shared>();
+  shared->left = tasks;
+  auto work = [shared, tasks, &f] {  // f is gone once no task is left
+    for (int64_t task; (task = shared->next++) < tasks;) {
+      f(task);
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (--shared->left == 0) shared->finished.notify_all();
+    }
+  };
+  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), tasks); ++i)
+    pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->left == 0; });
+}
+
+// Memory that a thread keeps from call to call: fresh pages cost more than what is written there.
+float* Scratch(int which, int64_t floats) {
+  static thread_local std::array<std::vector<float>, 3> kept;
+  if (static_cast<int64_t>(kept[which].size()) < floats) kept[which].resize(floats);
+  return kept[which].data();
+}
+enum { kImages, kGradients, kShared };
+
+// --- Shapes --------------------------------------------------------------------------------------
+
+struct Image {
+  int64_t n, h, w, c;
+  int64_t size() const { return h * w * c; }
+};
+
+Image ImageOf(ffi::Span<const int64_t> d) { return {d[0], d[1], d[2], d[3]}; }
+
+struct Window {
+  int64_t kh, kw, stride, top, left;
+};
+
+// What a task computes: all rows of a few images, or a few rows of one.
+struct Block {
+  int64_t image, images, row, rows;
+};
+
+// Blocks that fit in the cache, a row of an image's output taking `floats` there. Small images come
+// together until they have `pixels`, so that few tiles are cut off.
+std::vector<Block> Blocks(const Image& out, int64_t floats, int64_t pixels, int64_t threads) {
+  int64_t rows = std::max<int64_t>(1, kCached / floats), images = 1;
+  if (rows >= out.h) {
+    images = std::max(rows / out.h, CeilDiv(pixels, out.h * out.w));
+    images = std::max<int64_t>(1, std::min(images, CeilDiv(out.n, threads)));
+    rows = out.h;
+  }
+  std::vector<Block> blocks;
+  for (int64_t i = 0; i < out.n; i += images)
+    for (int64_t r = 0; r < out.h; r += rows)
+      blocks.push_back({i, std::min(images, out.n - i), r, std::min(rows, out.h - r)});
+  return blocks;
+}
+
+// A part of some images with zeros around them: rows and columns from (row, column) on.
+struct Part {
+  int64_t row, rows, column, columns;
+  int64_t size(int64_t c) const { return rows * columns * c; }
+};
+
+void CopyPart(const float* from, const Image& image, const Block& block, const Part& part,
+              float* to) {
+  const int64_t c = image.c;
+  const int64_t left = std::clamp<int64_t>(-part.column, 0, part.columns);
+  const int64_t end = std::clamp<int64_t>(image.w - part.column, left, part.columns);
+  for (int64_t i = 0; i < block.images; ++i) {
+    const float* whole = from + (block.image + i) * image.size();
+    for (int64_t r = part.row; r < part.row + part.rows; ++r, to += part.columns * c) {
+      if (r < 0 || r >= image.h) {
+        std::fill_n(to, part.columns * c, 0.0f);
+        continue;
+      }
+      std::fill_n(to, left * c, 0.0f);
+      std::copy_n(whole + (r * image.w + part.column + left) * c, (end - left) * c, to + left * c);
+      std::fill_n(to + end * c, (part.columns - end) * c, 0.0f);
+    }
+  }
+}
+
+// The input under the rows of a block of a convolution's output.
+Part InputOf(const Window& g, const Image& out, const Block& block) {
+  return {block.row * g.stride - g.top, (block.rows - 1) * g.stride + g.kh, -g.left,
+          (out.w - 1) * g.stride + g.kw};
+}
+
+// Where each output pixel's window begins in such a part.
+std::vector<int64_t> Corners(const Window& g, const Image& out, const Block& block,
+                             const Part& part, int64_t c) {
+  std::vector<int64_t> at;
+  at.reserve(block.images * block.rows * out.w);
+  for (int64_t i = 0; i < block.images; ++i)
+    for (int64_t u = 0; u < block.rows; ++u)
+      for (int64_t v = 0; v < out.w; ++v)
+        at.push_back(i * part.size(c) + (u * part.columns + v) * g.stride * c);
+  return at;
+}
+
+// --- The tile: pixels times output channels ------------------------------------------------------
+
+// A run of values that each pixel contributes, from an offset of its own position on.
+struct Run {
+  int64_t offset, length;
+};
+
+// out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
+template <int kCount>
+void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const float* panel,
+          float* const* out, int64_t channels) {
+  Vector sum[kCount][2] = {};
+  for (const Run& run : runs) {
+    const float* pixel[kCount];
+    for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
+    for (int64_t k = 0; k < run.length; ++k, panel += kChannels) {
+      const Vector first = Load(panel), second = Load(panel + kVector);
+#pragma GCC unroll 16
+      for (int p = 0; p < kCount; ++p) {
+        sum[p][0] += pixel[p][k] * first;
+        sum[p][1] += pixel[p][k] * second;
+      }
+    }
+  }
+  for (int p = 0; p < kCount; ++p) {
+    if (channels == kChannels) {
+      Store(out[p], sum[p][0]);
+      Store(out[p] + kVector, sum[p][1]);
+    } else {
+      std::memcpy(out[p], sum[p], channels * sizeof(float));
+    }
+  }
+}
+
+// to[i][:] += sum over pixels p: x[at[p] + i] * panel[p][:]
+template <int kCount>
+void OuterTile(const float* x, const int64_t* at, int64_t pixels, const float* panel, float* to,
+               int64_t to_step, int64_t channels) {
+  Vector sum[kCount][2] = {};
+  for (int64_t p = 0; p < pixels; ++p, panel += kChannels) {
+    const float* values = x + at[p];
+    const Vector first = Load(panel), second = Load(panel + kVector);
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+      sum[i][0] += values[i] * first;
+      sum[i][1] += values[i] * second;
+    }
+  }
+  for (int i = 0; i < kCount; ++i, to += to_step) {
+    if (channels == kChannels) {
+      Store(to, Load(to) + sum[i][0]);
+      Store(to + kVector, Load(to + kVector) + sum[i][1]);
+    } else {
+      const float* row = reinterpret_cast<const float*>(sum[i]);
+      for (int64_t k = 0; k < channels; ++k) to[k] += row[k];
+    }
+  }
+}
+
+// A table of the function for 1, 2, ... kPixels rows.
+template <int... kRows>
+constexpr auto Tiles(std::integer_sequence<int, kRows...>) {
+  return std::array{Tile<kRows + 1>...};
+}
+template <int... kRows>
+constexpr auto OuterTiles(std::integer_sequence<int, kRows...>) {
+  return std::array{OuterTile<kRows + 1>...};
+}
+constexpr auto kTiles = Tiles(std::make_integer_sequence<int, kPixels>());
+constexpr auto kOuterTiles = OuterTiles(std::make_integer_sequence<int, kPixels>());
+
+// Pixels at `at`, whose outputs are at out + to[p], times the panels of all output channels.
+void Multiply(const float* x, const std::vector<int64_t>& at, const std::vector<Run>& runs,
+              const float* panels, float* out, const std::vector<int64_t>& to, int64_t channels) {
+  int64_t depth = 0;
+  for (const Run& run : runs) depth += run.length;
+  for (int64_t c = 0; c < channels; c += kChannels, panels += depth * kChannels)
+    for (size_t p = 0; p < at.size(); p += kPixels) {
+      const int count = static_cast<int>(std::min<size_t>(kPixels, at.size() - p));
+      float* rows[kPixels];
+      for (int i = 0; i < count; ++i) rows[i] = out + to[p + i] + c;
+      kTiles[count - 1](x, at.data() + p, runs, panels, rows,
+                        std::min<int64_t>(kChannels, channels - c));
+    }
+}
+
+// --- Dense convolution ---------------------------------------------------------------------------
+
+ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t stride,
+                   int64_t top, int64_t left) {
+  const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
+  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
+  const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
+  const float* k = kernel.typed_data();
+  float* packed = Scratch(kShared, panels * depth * kChannels);
+  Parallel(pool, panels, [&](int64_t panel) {
+    const int64_t c = panel * kChannels, width = std::min<int64_t>(kChannels, out.c - c);
+    float* to = packed + panel * depth * kChannels;
+    for (int64_t d = 0; d < depth; ++d, to += kChannels) {
+      std::copy_n(k + d * out.c + c, width, to);
+      std::fill_n(to + width, kChannels - width, 0.0f);
+    }
+  });
+
+  const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
+  const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
+  Parallel(pool, blocks.size(), [&](int64_t b) {
+    const Block& block = blocks[b];
+    const Part part = InputOf(g, out, block);
+    float* images = Scratch(kImages, block.images * part.size(in.c));
+    CopyPart(x.typed_data(), in, block, part, images);
+    std::vector<Run> runs;  // the taps of a row lie side by side
+    for (int64_t i = 0; i < g.kh; ++i) runs.push_back({i * part.columns * in.c, g.kw * in.c});
+    const auto at = Corners(g, out, block, part, in.c);
+    std::vector<int64_t> to(at.size());
+    for (size_t p = 0; p < to.size(); ++p) to[p] = p * out.c;
+    float* first = y->typed_data() + block.image * out.size() + block.row * out.w * out.c;
+    Multiply(images, at, runs, packed, first, to, out.c);
+  });
+  return ffi::Error::Success();
+}
+
+// Input pixel (u, v) got to output ((u + top - i) / stride, (v + left - j) / stride) through tap
+// (i, j), where that divides: pixels of equal remainders (a phase) share their taps.
+ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result dx, int64_t stride,
+                         int64_t top, int64_t left) {
+  const Image in = ImageOf(dx->dimensions()), out = ImageOf(dy.dimensions());
+  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
+  struct Phase {
+    int64_t row, column, panels;
+    std::vector<std::pair<int64_t, int64_t>> taps;  // in steps back from the phase's own pixel
+  };
+  const int64_t panels = CeilDiv(in.c, kChannels);
+  std::vector<Phase> phases;
+  int64_t size = 0;
+  for (int64_t a = 0; a < stride; ++a)
+    for (int64_t b = 0; b < stride; ++b) {
+      Phase phase{a, b, size, {}};
+      for (int64_t i = a; i < g.kh; i += stride)
+        for (int64_t j = b; j < g.kw; j += stride)
+          phase.taps.emplace_back((i - a) / stride, (j - b) / stride);
+      size += panels * phase.taps.size() * out.c * kChannels;
+      phases.push_back(phase);
+    }
+  const float* k = kernel.typed_data();
+  float* packed = Scratch(kShared, size);
+  Parallel(pool, panels * phases.size(), [&](int64_t task) {
+    const Phase& phase = phases[task / panels];
+    const int64_t c = task % panels * kChannels, width = std::min<int64_t>(kChannels, in.c - c);
+    float* to = packed + phase.panels + task % panels * phase.taps.size() * out.c * kChannels;
+    for (auto [down, across] : phase.taps) {
+      const int64_t tap = (phase.row + down * stride) * g.kw + phase.column + across * stride;
+      std::fill_n(to, out.c * kChannels, 0.0f);
+      for (int64_t i = 0; i < width; ++i)
+        for (int64_t o = 0; o < out.c; ++o)
+          to[o * kChannels + i] = k[(tap * in.c + c + i) * out.c + o];
+      to += out.c * kChannels;
+    }
+  });
+
+  const int64_t back_rows = (g.kh - 1) / stride, back_columns = (g.kw - 1) / stride;
+  const int64_t columns = (in.w - 1 + left) / stride + back_columns + 1;
+  const int64_t row = columns * out.c / stride + in.w * in.c;
+  const auto blocks = Blocks(in, row, 8 * kPixels * stride * stride, pool.num_threads());
+  Parallel(pool, blocks.size(), [&](int64_t b) {
+    const Block& block = blocks[b];
+    const int64_t first = (block.row + top) / stride, last = (block.row + block.rows - 1 + top) / stride;
+    const Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
+    float* gradients = Scratch(kImages, block.images * part.size(out.c));
+    CopyPart(dy.typed_data(), out, block, part, gradients);
+    float* to = dx->typed_data() + block.image * in.size() + block.row * in.w * in.c;
+    std::vector<int64_t> at, where;
+    for (const Phase& phase : phases) {
+      at.clear(), where.clear();
+      for (int64_t i = 0; i < block.images; ++i)
+        for (int64_t u = 0; u < block.rows; ++u) {
+          if ((block.row + u + top) % stride != phase.row) continue;
+          const int64_t from = (block.row + u + top) / stride - part.row;
+          for (int64_t v = (phase.column - left % stride + stride) % stride; v < in.w; v += stride) {
+            const int64_t column = (v + left) / stride + back_columns;
+            at.push_back(i * part.size(out.c) + (from * part.columns + column) * out.c);
+            where.push_back(i * in.size() + (u * in.w + v) * in.c);
+          }
+        }
+      std::vector<Run> runs;
+      for (auto [down, across] : phase.taps)
+        runs.push_back({-(down * part.columns + across) * out.c, out.c});
+      Multiply(gradients, at, runs, packed + phase.panels, to, where, in.c);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Sums `part(range, blocks)` over ranges of blocks, one range per thread, in their order.
+template <class F>
+void SumOverRanges(ffi::ThreadPool& pool, const std::vector<Block>& blocks, float* sum,
+                   int64_t size, const F& part) {
+  const int64_t count = blocks.size(), ranges = std::min<int64_t>(pool.num_threads(), count);
+  float* parts = Scratch(kShared, ranges * size);
+  Parallel(pool, ranges, [&](int64_t range) {
+    float* to = parts + range * size;
+    std::fill_n(to, size, 0.0f);
+    for (int64_t b = count * range / ranges; b < count * (range + 1) / ranges; ++b)
+      part(blocks[b], to);
+  });
+  const int64_t tasks = pool.num_threads();
+  Parallel(pool, tasks, [&](int64_t task) {
+    for (int64_t i = size * task / tasks; i < size * (task + 1) / tasks; ++i) {
+      float total = 0;
+      for (int64_t range = 0; range < ranges; ++range) total += parts[range * size + i];
+      sum[i] = total;
+    }
+  });
+}
+
+// Values of an image that meet the same gradients, of all pixels of a pass: side by side, where there
+// are so many panels of gradients that reading them from far apart would cost more.
+constexpr int64_t kPanelsToCopy = 4;
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t stride,
+                          int64_t top, int64_t left) {
+  const Image in = ImageOf(x.dimensions()), out = ImageOf(dy.dimensions());
+  const Window g{dk->dimensions()[0], dk->dimensions()[1], stride, top, left};
+  const int64_t width = g.kw * in.c, panels = CeilDiv(out.c, kChannels);
+  std::array<int64_t, kPixelsPerPass> side_by_side;
+  for (int64_t p = 0; p < kPixelsPerPass; ++p) side_by_side[p] = p * kPixels;
+
+  const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
+  const auto blocks = Blocks(out, row, kPixelsPerPass, pool.num_threads());
+  SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
+    const Part part = InputOf(g, out, block);
+    float* images = Scratch(kImages, block.images * part.size(in.c));
+    CopyPart(x.typed_data(), in, block, part, images);
+    const auto at = Corners(g, out, block, part, in.c);
+    const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * out.c;
+    float* packed = Scratch(kGradients, kPixelsPerPass * (panels * kChannels + kPixels));
+    float* values = packed + kPixelsPerPass * panels * kChannels;
+    for (int64_t p = 0; p < static_cast<int64_t>(at.size()); p += kPixelsPerPass) {
+      const int64_t pixels = std::min<int64_t>(kPixelsPerPass, at.size() - p);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t c = panel * kChannels, count = std::min<int64_t>(kChannels, out.c - c);
+        float* row = packed + panel * kPixelsPerPass * kChannels;
+        for (int64_t q = 0; q < pixels; ++q, row += kChannels) {
+          std::copy_n(gradient + (p + q) * out.c + c, count, row);
+          std::fill_n(row + count, kChannels - count, 0.0f);
+        }
+      }
+      for (int64_t i = 0; i < g.kh; ++i)
+        for (int64_t k = 0; k < width; k += kPixels) {
+          const int64_t count = std::min<int64_t>(kPixels, width - k);
+          const float* from = images + i * part.columns * in.c + k;
+          const int64_t* where = at.data() + p;
+          if (panels >= kPanelsToCopy) {
+            for (int64_t q = 0; q < pixels; ++q)
+              for (int64_t m = 0; m < count; ++m) values[q * kPixels + m] = from[where[q] + m];
+            from = values;
+            where = side_by_side.data();
+          }
+          for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t c = panel * kChannels;
+            kOuterTiles[count - 1](from, where, pixels, packed + panel * kPixelsPerPass * kChannels,
+                                   to + (i * width + k) * out.c + c, out.c,
+                                   std::min<int64_t>(kChannels, out.c - c));
+          }
+        }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// --- Depthwise convolution, stride 1 -------------------------------------------------------------
+
+// One output row of `columns` pixels: sums of kh * kw products, a vector of channels at a time.
+// `step` is 1 for the convolution; -1 turns the kernel round, for the gradient.
+void DepthwiseRow(const float* x, int64_t row, int64_t c, int64_t columns, const Window& g,
+                  const float* kernel, float* y) {
+  for (int64_t v = 0; v < columns; ++v, x += c, y += c) {
+    int64_t k = 0;
+    for (; k + kVector <= c; k += kVector) {
+      Vector sum = {};
+      for (int64_t i = 0; i < g.kh; ++i)
+        for (int64_t j = 0; j < g.kw; ++j)
+          sum += Load(x + i * row + j * c + k) * Load(kernel + (i * g.kw + j) * c + k);
+      Store(y + k, sum);
+    }
+    for (; k < c; ++k) {
+      float sum = 0;
+      for (int64_t i = 0; i < g.kh; ++i)
+        for (int64_t j = 0; j < g.kw; ++j) sum += x[i * row + j * c + k] * kernel[(i * g.kw + j) * c + k];
+      y[k] = sum;
+    }
+  }
+}
+
+void Depthwise(ffi::ThreadPool& pool, const float* x, const Image& in, const float* kernel,
+               const Window& g, float* y, const Image& out) {
+  const int64_t row = (out.w + g.kw) * in.c + out.w * out.c;
+  const auto blocks = Blocks(out, row, 1, pool.num_threads());
+  Parallel(pool, blocks.size(), [&](int64_t b) {
+    const Block& block = blocks[b];
+    const Part part = InputOf(g, out, block);
+    float* images = Scratch(kImages, block.images * part.size(in.c));
+    CopyPart(x, in, block, part, images);
+    for (int64_t i = 0; i < block.images; ++i)
+      for (int64_t u = 0; u < block.rows; ++u)
+        DepthwiseRow(images + i * part.size(in.c) + u * part.columns * in.c, part.columns * in.c,
+                     in.c, out.w, g, kernel,
+                     y + (block.image + i) * out.size() + (block.row + u) * out.w * out.c);
+  });
+}
+
+ffi::Error DepthwiseForward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t,
+                            int64_t top, int64_t left) {
+  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], 1, top, left};
+  Depthwise(pool, x.typed_data(), ImageOf(x.dimensions()), kernel.typed_data(), g, y->typed_data(),
+            ImageOf(y->dimensions()));
+  return ffi::Error::Success();
+}
+
+// The convolution of the gradient with the kernel turned round.
+ffi::Error DepthwiseInputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result dx, int64_t,
+                                  int64_t top, int64_t left) {
+  const int64_t kh = kernel.dimensions()[0], kw = kernel.dimensions()[1], c = kernel.dimensions()[3];
+  float* turned = Scratch(kShared, kh * kw * c);
+  for (int64_t tap = 0; tap < kh * kw; ++tap)
+    std::copy_n(kernel.typed_data() + (kh * kw - 1 - tap) * c, c, turned + tap * c);
+  const Window g{kh, kw, 1, kh - 1 - top, kw - 1 - left};
+  Depthwise(pool, dy.typed_data(), ImageOf(dy.dimensions()), turned, g, dx->typed_data(),
+            ImageOf(dx->dimensions()));
+  return ffi::Error::Success();
+}
+
+constexpr int kTaps = 3;  // of a row of the kernel, whose sums are held together
+
+ffi::Error DepthwiseKernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t,
+                                   int64_t top, int64_t left) {
+  const Image in = ImageOf(x.dimensions()), out = ImageOf(dy.dimensions());
+  const Window g{dk->dimensions()[0], dk->dimensions()[1], 1, top, left};
+  const int64_t c = in.c;
+  const auto blocks = Blocks(out, (out.w + g.kw) * c + out.w * c, 1, pool.num_threads());
+  SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
+    const Part part = InputOf(g, out, block);
+    float* images = Scratch(kImages, block.images * part.size(c));
+    CopyPart(x.typed_data(), in, block, part, images);
+    const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * c;
+    for (int64_t i = 0; i < g.kh; ++i)
+      for (int64_t j = 0; j < g.kw; j += kTaps) {
+        const int64_t taps = std::min<int64_t>(kTaps, g.kw - j);
+        float* sums = to + (i * g.kw + j) * c;
+        for (int64_t k = 0; k < c; k += kVector) {
+          const int64_t width = std::min<int64_t>(kVector, c - k);
+          Vector sum[kTaps] = {};
+          float rest[kTaps][kVector] = {};
+          for (int64_t n = 0; n < block.images; ++n)
+            for (int64_t u = 0; u < block.rows; ++u) {
+              const float* values = images + n * part.size(c) + ((u + i) * part.columns + j) * c + k;
+              const float* d = gradient + ((n * out.h + u) * out.w) * c + k;
+              for (int64_t v = 0; v < out.w; ++v, values += c, d += c) {
+                if (width == kVector) {
+                  const Vector dv = Load(d);
+                  for (int t = 0; t < kTaps; ++t)
+                    if (t < taps) sum[t] += Load(values + t * c) * dv;
+                } else {
+                  for (int64_t t = 0; t < taps; ++t)
+                    for (int64_t m = 0; m < width; ++m) rest[t][m] += values[t * c + m] * d[m];
+                }
+              }
+            }
+          for (int64_t t = 0; t < taps; ++t)
+            for (int64_t m = 0; m < width; ++m)
+              sums[t * c + k + m] += width == kVector ? sum[t][m] : rest[t][m];
+        }
+      }
+  });
+  return ffi::Error::Success();
+}
+
+auto Signature() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Buffer>()
+      .Arg<Buffer>()
+      .Ret<Buffer>()
+      .Attr<int64_t>("stride")
+      .Attr<int64_t>("top")
+      .Attr<int64_t>("left");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv, Forward, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_input_grad, InputGradient, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_kernel_grad, KernelGradient, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise, DepthwiseForward, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_input_grad, DepthwiseInputGradient, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_kernel_grad, DepthwiseKernelGradient, Signature());

@@ -1,0 +1,195 @@
+"""The convolutions in C++: against XLA's own in float64, alone and in a crowd, and without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from test_layers import CONVOLUTIONS, normal, relative_error, value_and_gradients
+
+from flaxmed.models import native, operations
+from flaxmed.models.layers import conv2d, lowering
+from flaxmed.models.window import ConvWindow, resolve_padding
+
+# Images, then as in CONVOLUTIONS. Tiles and panels that are cut off, blocks of rows, of many
+# images, of one; odd counts; more channels than a vector and fewer.
+MORE = {
+    "rows in blocks": (2, 70, 75, 40, 24, 3, 1, 1, 1),
+    "rows in blocks, stride 2": (2, 112, 111, 24, 20, 3, 2, 1, 1),
+    "rows in blocks, depthwise": (1, 90, 80, 37, 37, 3, 1, 1, 37),
+    "imagenet stem, large": (1, 130, 131, 3, 64, 7, 2, 3, 1),
+    "many images": (65, 5, 5, 16, 33, 3, 1, 1, 1),
+    "tiny maps": (33, 2, 2, 64, 64, 3, 1, 1, 1),
+    "many channels": (3, 4, 4, 260, 272, 3, 1, 1, 1),
+    "stride 3": (3, 13, 12, 5, 7, 3, 3, ((2, 1), (0, 1)), 1),
+    "stride larger than the kernel": (2, 9, 9, 4, 6, 2, 3, 0, 1),
+    "a crop": (2, 9, 9, 4, 6, 3, 1, ((-1, 0), (0, -2)), 1),
+    "depthwise, 5x5": (2, 9, 8, 19, 19, 5, 1, 2, 19),
+}
+CASES = {name: (4, *case) for name, case in CONVOLUTIONS.items()} | MORE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    """A compiler is there wherever the tests run: what is not built is not tested."""
+    assert native.why_not() is None
+
+
+def window(h, w, c, o, k, stride, padding, groups) -> ConvWindow:
+    pads = resolve_padding(padding, (h, w), (k, k), stride)
+    return ConvWindow((h, w), (k, k), stride, pads, (c, o), groups)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_lax(case):
+    n, h, w, c, o, k, stride, padding, groups = CASES[case]
+    g = window(h, w, c, o, k, stride, padding, groups)
+    if native.forms(g, jnp.dtype("float32")) is None:
+        assert groups > 1
+        assert stride > 1 or groups != o
+        return
+    x = normal(0, (n, h, w, c), "float32")
+    kernel = normal(1, (k, k, c // groups, o), "float32")
+
+    def ours(x, kernel):
+        return conv2d(x, kernel, stride=stride, padding=g.pads, groups=groups)
+
+    def oracle(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            g.pads,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    text = str(jax.make_jaxpr(lambda *a: value_and_gradients(ours, *a))(x, kernel))
+    assert text.count("ffi_call") >= 3
+    found = value_and_gradients(ours, x, kernel)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), "float64") for a in (x, kernel)]
+        y, vjp = jax.vjp(oracle, *wide)
+        cotangent = jnp.asarray(np.asarray(normal(99, y.shape, "float32")), "float64")
+        expected = (y, *vjp(cotangent))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        assert relative_error(a, b) < 1e-6
+
+
+def all_three(n=16, size=14, c=48, o=40):
+    x, kernel = normal(0, (n, size, size, c), "float32"), normal(1, (3, 3, c, o), "float32")
+    return jax.jit(lambda x, k: value_and_gradients(lambda x, k: conv2d(x, k, padding=1), x, k)), (
+        x,
+        kernel,
+    )
+
+
+def test_the_same_bits_every_time():
+    f, operands = all_three()
+    first = [np.asarray(a) for a in f(*operands)]
+    for _ in range(10):
+        for a, b in zip(f(*operands), first, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_many_callers_at_once_neither_wait_for_ever_nor_disturb_each_other():
+    """More calls than XLA has threads: each must be able to do its work alone."""
+    f, operands = all_three()
+    expected = [np.asarray(a) for a in f(*operands)]
+    wrong: list[str] = []
+
+    def call():
+        for _ in range(5):
+            if not all(np.array_equal(a, b) for a, b in zip(f(*operands), expected, strict=True)):
+                wrong.append("another result")
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
+def test_other_dtypes_and_lowerings_do_without():
+    g = window(8, 8, 4, 6, 3, 1, 1, 1)
+    assert native.forms(g, jnp.dtype("float32"))
+    for dtype in ("float64", "bfloat16", "float16"):
+        assert native.forms(g, jnp.dtype(dtype)) is None
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+    for mode, used in (("auto", True), ("jax", False), ("xla", False)):
+        with lowering(mode):
+            text = str(jax.make_jaxpr(lambda x, k: conv2d(x, k, padding=1))(x, kernel))
+        assert ("ffi_call" in text) == used
+
+
+def test_a_batch_on_two_devices_gives_the_same():
+    devices = jax.devices()[:2]
+    if len(devices) < 2:
+        pytest.skip("one device")
+    f, (x, kernel) = all_three(n=8)
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for a, b in zip(f(jax.device_put(x, sharding), kernel), f(x, kernel), strict=True):
+        assert relative_error(a, b) < 1e-6
+
+
+def in_a_new_process(**environment: str) -> str:
+    code = (
+        "import jax.numpy as jnp; from flaxmed.models import native, layers\n"
+        "y = layers.conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)\n"
+        "assert float(y[0, 1, 1, 0]) == 9, y\n"
+        "print(native.why_not())"
+    )
+    root = operations.__file__.rsplit("flaxmed", 1)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_what_keeps_it_from_being_built_is_said_and_does_no_harm(tmp_path):
+    fresh = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert in_a_new_process(FLAXMED_NATIVE="0") == "switched off by FLAXMED_NATIVE=0"
+    assert in_a_new_process(PATH="", CXX="") == "no C++ compiler (c++, g++, clang++) on the path"
+    assert "absent-compiler" in in_a_new_process(CXX="absent-compiler", **fresh)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho cannot compile today >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert "cannot compile today" in in_a_new_process(CXX=str(broken), **fresh)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_it_is_built_once_and_a_folder_that_cannot_be_written_is_said(tmp_path):
+    assert in_a_new_process(XDG_CACHE_HOME=str(tmp_path)) == "None"
+    (library,) = tmp_path.rglob("*.so")
+    before = library.stat()
+    assert in_a_new_process(XDG_CACHE_HOME=str(tmp_path)) == "None"
+    assert library.stat() == before
+    assert list(library.parent.iterdir()) == [library]
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "file" in in_a_new_process(XDG_CACHE_HOME=str(file))
+
+
+def test_every_form_is_called():
+    """A table of names that the library does not have would only be found where it is used."""
+    source = native._SOURCE.read_text()
+    for name in (*native._DENSE, *native._DEPTHWISE):
+        assert f"XLA_FFI_DEFINE_HANDLER_SYMBOL({name}," in source
