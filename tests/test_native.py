@@ -1,4 +1,4 @@
-"""The convolutions in C++: against XLA's own in float64, alone and in a crowd, and without them."""
+"""The functions in C++: against XLA's in float64, alone and in a crowd, and without them."""
 
 from __future__ import annotations
 
@@ -143,6 +143,89 @@ def test_a_batch_on_two_devices_gives_the_same():
         assert relative_error(a, b) < 1e-6
 
 
+def norm_case(channels: int, seed: int = 0):
+    shape = (5, 6, 7, channels)
+    x = 3 + 2 * normal(seed, shape, "float32")
+    scale, bias = (normal(seed + i, (channels,), "float32") for i in (1, 2))
+    return x, scale, bias, normal(seed + 3, shape, "float32")
+
+
+def plain_norm(x, scale, bias, mask, relu):
+    """The definition, in whatever precision the operands have."""
+    rows = mask[:, None, None, None]
+    count = jnp.maximum(mask.sum() * x.shape[1] * x.shape[2], 1)
+    mean = (x * rows).sum((0, 1, 2)) / count
+    variance = (rows * (x - mean) ** 2).sum((0, 1, 2)) / count
+    y = (x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
+    return jnp.maximum(y, 0) if relu else y, mean, variance
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("masked", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 1), (0, 0, 0, 0, 1)])
+@pytest.mark.parametrize("channels", [1, 7, 32, 300, 5000])
+def test_batch_norm_equals_its_definition(channels, masked, relu):
+    x, scale, bias, dy = norm_case(channels)
+
+    def ours(x, scale, bias):
+        return native.batch_norm(1e-5, relu, x, scale, bias, jnp.asarray(masked, jnp.float32))
+
+    y, mean, variance = ours(x, scale, bias)
+    gradients = jax.vjp(lambda *a: ours(*a)[0], x, scale, bias)[1](dy)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), "float64") for a in (x, scale, bias)]
+        mask = jnp.asarray(masked, "float64")
+        expected = plain_norm(*wide, mask, relu)
+        vjp = jax.vjp(lambda *a: plain_norm(*a, mask, relu)[0], *wide)[1]
+        # A ReLU decides by the sign: where rounding turned it, the gradient is another's.
+        same = (np.asarray(y) > 0) == (np.asarray(expected[0]) > 0)
+        assert not relu or same.mean() > 0.999
+        expected_gradients = vjp(jnp.asarray(np.asarray(dy), "float64"))
+    for a, b in zip((y, mean, variance), expected, strict=True):
+        assert relative_error(a, b) < 2e-6
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(a, b) < 5e-6
+
+
+def test_batch_norm_of_large_values_does_not_cancel():
+    x = 1e4 + normal(0, (8, 16, 16, 3), "float32")
+    _, mean, variance = native.batch_norm(1e-5, False, x, *jnp.ones((2, 3)), jnp.ones(8))
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_passes_nan_on(relu):
+    """A ReLU that made zeros of them would hide that a run has diverged."""
+    x = jnp.ones((2, 3, 3, 4)).at[1, 0, 0, 2].set(jnp.nan)
+    y, *_ = native.batch_norm(1e-5, relu, x, jnp.ones(4), jnp.ones(4), jnp.ones(2))
+    assert np.isnan(y[..., 2]).all()
+    assert np.isfinite(np.delete(y, 2, axis=-1)).all()
+
+
+def test_batch_norm_of_padding_alone_has_finite_gradients():
+    x, scale, bias, dy = norm_case(4)
+    y, mean, variance = native.batch_norm(1e-5, True, x, scale, bias, jnp.zeros(5))
+    assert not np.asarray(mean).any()
+    assert not np.asarray(variance).any()
+    gradients = jax.vjp(
+        lambda *a: native.batch_norm(1e-5, True, *a, jnp.zeros(5))[0], x, scale, bias
+    )[1](dy)
+    assert all(np.isfinite(g).all() for g in (y, *gradients))
+
+
+def test_batch_norm_has_the_same_bits_every_time():
+    x, scale, bias, dy = norm_case(300)
+    f = jax.jit(
+        lambda x: jax.vjp(
+            lambda *a: native.batch_norm(1e-5, True, *a, jnp.ones(5))[0], x, scale, bias
+        )[1](dy)
+    )
+    first = [np.asarray(a) for a in f(x)]
+    for _ in range(10):
+        assert all(np.array_equal(a, b) for a, b in zip(f(x), first, strict=True))
+
+
 def in_a_new_process(**environment: str) -> str:
     code = (
         "import jax.numpy as jnp; from flaxmed.models import native, layers\n"
@@ -190,6 +273,6 @@ def test_it_is_built_once_and_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_every_form_is_called():
     """A table of names that the library does not have would only be found where it is used."""
-    source = native._SOURCE.read_text()
-    for name in (*native._DENSE, *native._DEPTHWISE):
+    source = "".join(path.read_text() for path in native._SOURCES)
+    for name in (*native._DENSE, *native._DEPTHWISE, *native._NORM):
         assert f"XLA_FFI_DEFINE_HANDLER_SYMBOL({name}," in source

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
@@ -76,8 +75,8 @@ class DenseLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        x = self.conv1(jax.nn.relu(self.norm1(x, mask)))
-        return self.conv2(jax.nn.relu(self.norm2(x, mask)))
+        x = self.conv1(self.norm1(x, mask, relu=True))
+        return self.conv2(self.norm2(x, mask, relu=True))
 
 
 class Transition(nnx.Module):
@@ -98,7 +97,7 @@ class Transition(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n oh ow o"]:
-        x = self.conv(jax.nn.relu(self.norm(x, mask)))
+        x = self.conv(self.norm(x, mask, relu=True))
         return avg_pool(x, window=2)
 
 
@@ -200,7 +199,7 @@ class DenseNet(nnx.Module):
             minimum=self.minimum_size(self.stem_name, self.config),
         )
         maps: OrderedDict[str, Array] = OrderedDict()
-        x = jax.nn.relu(self.stem(images.astype(self.dtype), mask))
+        x = self.stem(images.astype(self.dtype), mask, relu=True)
         if self.stem_name == "imagenet":
             x = max_pool(x, window=3, stride=2, padding=1)
         maps["stem"] = x
@@ -213,7 +212,7 @@ class DenseNet(nnx.Module):
             for layer in getattr(self, f"stage{i + 1}"):
                 features.append(layer(jnp.concatenate(features, axis=-1), mask))
             x = maps[f"stage{i + 1}"] = jnp.concatenate(features, axis=-1)
-        maps["final"] = jax.nn.relu(self.norm(x, mask))
+        maps["final"] = self.norm(x, mask, relu=True)
         return maps
 
     def head(self, final: Float[Array, "n h w c"]) -> Float[Array, "n k"]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from flaxmed.models import native
 from flaxmed.models.cpu import wide_dtype
 from flaxmed.models.initializers import Initializer
-from flaxmed.models.operations import avg_pool, conv2d, lowering, max_pool
+from flaxmed.models.operations import avg_pool, conv2d, in_native_code, lowering, max_pool
 from flaxmed.models.window import Padding
 from flaxmed.types import InputError
 
@@ -113,6 +115,8 @@ class BatchNormConfig:
 class BatchNorm(nnx.Module):
     """Batch normalisation over rows and pixels (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
+    Called with ``relu=True`` it is followed by a ReLU, in one pass where there is a form for both.
+
     A fresh layer evaluates: it uses its running values. ``train()``, ``eval()`` and
     ``nnx.view(..., use_running_average=...)`` switch it. In training it uses, and moves the running
     values towards, the statistics of the whole batch, wherever its rows lie; of rows outside
@@ -155,31 +159,38 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(
-        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        mask: Bool[Array, " n"] | None = None,
+        *,
+        relu: bool = False,
     ) -> Float[Array, "n h w c"]:
         wide = x.astype(wide_dtype(self.dtype))
-        if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
+        if not self.use_running_average:
+            if in_native_code(x.dtype):
+                return self._in_native_code(x, mask, relu)
             mean, var = self._batch_statistics(wide, mask)
+        else:
+            mean, var = self.mean[...], self.var[...]
         factor = self.scale[...] * lax.rsqrt(var + self.config.epsilon)
-        return ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
+        y = ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
+        return jax.nn.relu(y) if relu else y
+
+    def _in_native_code(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None, relu: bool
+    ) -> Float[Array, "n h w c"]:
+        count = self._count(x, mask)
+        ones = jnp.ones(x.shape[0], x.dtype) if mask is None else mask.astype(x.dtype)
+        epsilon, scale, bias = self.config.epsilon, self.scale[...], self.bias[...]
+        y, mean, var = native.batch_norm(epsilon, relu, x, scale, bias, ones)
+        self._move(mean, var, count)
+        return y
 
     def _batch_statistics(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Mean and variance of the batch, over n; moves the running values towards them."""
-        n, h, w, _ = x.shape
-        if n * h * w == 1:
-            raise InputError(
-                "batch normalisation cannot train on one value per channel: "
-                "give it more images per batch, or larger ones"
-            )
-        if mask is None:
-            rows, count = None, jnp.asarray(n * h * w, x.dtype)
-        else:
-            rows = mask[:, None, None, None]
-            count = mask.sum(dtype=x.dtype) * (h * w)
+        rows, count = None if mask is None else mask[:, None, None, None], self._count(x, mask)
         at_least_one = jnp.maximum(count, 1)
         mean = jnp.sum(x, (0, 1, 2), where=rows) / at_least_one
         # Two passes: E[x^2] - E[x]^2 cancels. No gradient passes from the variance to the mean: it
@@ -187,14 +198,34 @@ class BatchNorm(nnx.Module):
         centred = x - lax.stop_gradient(mean)
         var = jnp.sum(lax.square(centred), (0, 1, 2), where=rows) / at_least_one
 
+        self._move(mean, var, count)
+        return mean, var
+
+    def _count(
+        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None
+    ) -> Float[Array, ""]:
+        """How many values of each channel the statistics are of."""
+        n, h, w, _ = x.shape
+        if n * h * w == 1:
+            raise InputError(
+                "batch normalisation cannot train on one value per channel: "
+                "give it more images per batch, or larger ones"
+            )
+        if mask is None:
+            return jnp.asarray(n * h * w, x.dtype)
+        return mask.sum(dtype=x.dtype) * (h * w)
+
+    def _move(
+        self, mean: Float[Array, " c"], var: Float[Array, " c"], count: Float[Array, ""]
+    ) -> None:
+        """Moves the running values towards those of a batch."""
         stored = var * (count / jnp.maximum(count - 1, 1)) if self.config.unbiased else var
-        step = jnp.where(count > 0, 1 - self.config.momentum, 0).astype(x.dtype)
+        step = jnp.where(count > 0, 1 - self.config.momentum, 0).astype(mean.dtype)
         # Not `self.mean[...] += `: under jit that compares shardings, which a traced array has not,
         # and jax walks the whole trace to say so (half of DenseNet-121's tracing time).
         for running, now in ((self.mean, mean), (self.var, stored)):
             old = running[...]
             running.set_value(old + lax.stop_gradient(step * (now - old)))
-        return mean, var
 
 
 def set_batch_norm_momentum(model: nnx.Module, momentum: float) -> None:
@@ -248,9 +279,13 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(out_channels, bn, dtype=dtype)
 
     def __call__(
-        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        mask: Bool[Array, " n"] | None = None,
+        *,
+        relu: bool = False,
     ) -> Float[Array, "n oh ow o"]:
-        return self.norm(self.conv(x), mask)
+        return self.norm(self.conv(x), mask, relu=relu)
 
 
 class Classifier(nnx.Module):

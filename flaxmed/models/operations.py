@@ -60,6 +60,11 @@ def lowering(mode: str) -> Iterator[None]:
         _lowering = before
 
 
+def in_native_code(dtype: Any) -> bool:
+    """Whether operations on ``dtype`` go to the functions of ``native``, under this lowering."""
+    return _lowering == "auto" and native.serves(dtype)
+
+
 def _per_backend(on_cpu: Callable[..., Array] | None, default: Callable[..., Array]) -> Any:
     """What runs ``on_cpu`` where the computation is placed on a CPU, and ``default`` elsewhere."""
     if on_cpu is None:
@@ -118,9 +123,8 @@ def _xla_conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
 
 
 def _cpu_forms(g: ConvWindow, x: Array) -> cpu.Lowering:
-    if _lowering == "auto" and (forms := native.forms(g, x.dtype)):
-        return cpu.Lowering(*forms)
-    return cpu.conv_lowering(g)
+    forms = native.forms(g, x.dtype) if in_native_code(x.dtype) else None
+    return cpu.conv_lowering(g) if forms is None else cpu.Lowering(*forms)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

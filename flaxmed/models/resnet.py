@@ -89,7 +89,7 @@ class BasicBlock(nnx.Module):
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n oh ow o"]:
         shortcut = x if self.shortcut is None else self.shortcut(x, mask)
-        x = jax.nn.relu(self.norm1(self.conv1(x), mask))
+        x = self.norm1(self.conv1(x), mask, relu=True)
         x = self.norm2(self.conv2(x), mask)
         return jax.nn.relu(x + shortcut)
 
@@ -182,7 +182,7 @@ class ResNet(nnx.Module):
             minimum=self.minimum_size(self.stem_name, self.config),
         )
         maps: OrderedDict[str, Array] = OrderedDict()
-        x = jax.nn.relu(self.stem(images.astype(self.dtype), mask))
+        x = self.stem(images.astype(self.dtype), mask, relu=True)
         if self.stem_name == "imagenet":
             x = max_pool(x, window=3, stride=2, padding=1)
         maps["stem"] = x

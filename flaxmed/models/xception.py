@@ -146,8 +146,8 @@ class Stem(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n oh ow o"]:
-        x = jax.nn.relu(self.norm1(self.conv1(x), mask))
-        return jax.nn.relu(self.norm2(self.conv2(x), mask))
+        x = self.norm1(self.conv1(x), mask, relu=True)
+        return self.norm2(self.conv2(x), mask, relu=True)
 
 
 class ReducingBlock(nnx.Module):

@@ -1,10 +1,11 @@
-"""Convolutions in C++ for a CPU: compiled once on the machine that runs them, called by XLA.
+"""Convolution and batch normalisation in C++ for a CPU, compiled where they run, called by XLA.
 
 What XLA and matrix products leave of a CPU's speed on convolutions (a half to two thirds, measured)
 lies in patches that are written out, or in loops that are not blocked; ``convolution.cc`` has
-neither. It is compiled by the machine's own C++ compiler, for its own processor, at the first use,
-and kept in ``~/.cache/flaxmed/native``. Without a compiler, or with ``FLAXMED_NATIVE=0``, the forms
-of ``cpu.py`` serve: the same results to rounding, at about half the pace.
+neither. ``normalisation.cc`` reads its images as few times as can be. Both are compiled by the
+machine's own C++ compiler, for its own processor, at the first use, and kept in
+``~/.cache/flaxmed/native``. Without a compiler, or with ``FLAXMED_NATIVE=0``, the forms of
+``cpu.py`` and plain JAX serve: the same results to rounding, at about half the pace.
 """
 
 from __future__ import annotations
@@ -24,37 +25,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from flaxmed.models.window import ConvWindow
 
 Form = Callable[..., Array]
 
-_SOURCE = Path(__file__).with_name("convolution.cc")
+_FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "convolution.cc", _FOLDER / "normalisation.cc")
 _DENSE = ("flaxmed_conv", "flaxmed_conv_input_grad", "flaxmed_conv_kernel_grad")
 _DEPTHWISE = (
     "flaxmed_depthwise",
     "flaxmed_depthwise_input_grad",
     "flaxmed_depthwise_kernel_grad",
 )
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+_NORM = ("flaxmed_batch_norm", "flaxmed_batch_norm_grad")
+# No errno and no traps: loops with a square root or a choice in them become vectors. What is not a
+# number, and how sums are rounded, stays as the source says.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fPIC", "-shared", "-pthread"),
+)
 _COMPILE_SECONDS = 300
+
+
+def serves(dtype: Any) -> bool:
+    """Whether there are functions for operands of ``dtype`` where the default device is.
+
+    Example:
+        >>> serves(jnp.dtype("float64"))
+        False
+    """
+    return dtype == jnp.float32 and jax.default_backend() == "cpu" and not why_not()
 
 
 def forms(g: ConvWindow, dtype: Any) -> tuple[Form, Form, Form] | None:
     """Forward, input gradient and kernel gradient of a convolution, or None where there are none.
 
-    They are for float32, for plain convolutions of any stride and depthwise ones of stride 1, where
-    the default device is a CPU. XLA does not know how to split a call into foreign code: of a batch
-    that is spread over several devices each would compute the whole (see ``lowering("jax")``).
+    They are for plain convolutions of any stride and depthwise ones of stride 1, in float32. XLA
+    does not know how to split a call into foreign code: of a batch that is spread over several
+    devices each would compute the whole (see ``lowering("jax")``).
 
     Args:
         g: the convolution.
         dtype: of its operands.
     """
     depthwise = g.groups == g.channels[0] == g.channels[1] > 1 and g.stride == 1
-    if dtype != jnp.float32 or not (depthwise or g.groups == 1):
-        return None
-    if jax.default_backend() != "cpu" or why_not():
+    if not serves(dtype) or not (depthwise or g.groups == 1):
         return None
     forward, input_grad, kernel_grad = _DEPTHWISE if depthwise else _DENSE
     (c, o), kernel = g.channels, (*g.window, g.channels[0] // g.groups, g.channels[1])
@@ -71,6 +88,61 @@ def _call(name: str, g: ConvWindow, shape: tuple[int, ...], *operands: Array) ->
     )
     (top, _), (left, _) = g.pads
     return function(*operands, stride=np.int64(g.stride), top=np.int64(top), left=np.int64(left))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def batch_norm(
+    epsilon: float,
+    relu: bool,
+    x: Float[Array, "n h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    mask: Float[Array, " n"],
+) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
+    """Batch normalisation in training; no gradient passes through the statistics it returns.
+
+    Args:
+        epsilon: added to the variance.
+        relu: whether a ReLU follows.
+        x: images, float32.
+        scale, bias: of each channel.
+        mask: of each image: 0 for padding, which enters no statistic.
+
+    Returns:
+        The normalised images; the mean and the variance (over n) of each channel.
+
+    Example:
+        >>> x, one = jnp.arange(4.0).reshape(4, 1, 1, 1), jnp.ones(1)
+        >>> if serves(x.dtype):
+        ...     y, mean, variance = batch_norm(0.0, True, x, one, one, jnp.ones(4))
+        ...     assert mean[0] == 1.5 and variance[0] == 1.25
+    """
+    return _norm(epsilon, relu, x, scale, bias, mask)
+
+
+def _norm(epsilon: float, relu: bool, x: Array, *rest: Array) -> tuple[Array, Array, Array]:
+    channels = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
+    images = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    function = jax.ffi.ffi_call(_NORM[0], (images, channels, channels), vmap_method="sequential")
+    y, mean, variance = function(x, *rest, epsilon=np.float32(epsilon), relu=np.int64(relu))
+    return y, mean, variance
+
+
+def _norm_forward(epsilon: float, relu: bool, x: Array, *rest: Array) -> tuple[Any, Any]:
+    y, mean, variance = _norm(epsilon, relu, x, *rest)
+    return (y, mean, variance), (x, *rest, mean, variance)
+
+
+def _norm_backward(epsilon: float, relu: bool, kept: Any, cotangents: Any) -> tuple[Any, ...]:
+    x, mask = kept[0], kept[3]
+    channels = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
+    images = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    function = jax.ffi.ffi_call(_NORM[1], (images, channels, channels), vmap_method="sequential")
+    options = {"epsilon": np.float32(epsilon), "relu": np.int64(relu)}
+    return *function(cotangents[0], *kept, **options), jnp.zeros_like(mask)
+
+
+batch_norm.defvjp(_norm_forward, _norm_backward)
 
 
 @functools.cache
@@ -91,7 +163,7 @@ def why_not() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return f"the C++ compiler {compiler} failed: {' '.join(detail.split())[:300]}"
-    for name in (*_DENSE, *_DEPTHWISE):
+    for name in (*_DENSE, *_DEPTHWISE, *_NORM):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 
@@ -106,17 +178,18 @@ def _build(compiler: str) -> Path:
     # folder may be shared by machines that differ.
     command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     machine = _run(command)
-    parts = (_SOURCE.read_text(), machine, jax.lib.__version__, *_FLAGS)
+    sources = [path.read_text() for path in sorted(_FOLDER.glob("*.[ch]*"))]
+    parts = (*sources, machine, jax.lib.__version__, *_FLAGS)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    library = cache / "flaxmed" / "native" / f"convolution-{key}.so"
+    library = cache / "flaxmed" / "native" / f"kernels-{key}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), "-o", str(built)]
-        _run([*command, str(_SOURCE)])
+        _run([*command, *map(str, _SOURCES)])
         built.replace(library)
     return library
 

@@ -12,22 +12,15 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "threads.h"
 
+namespace flaxmed {
 namespace {
-
-namespace ffi = xla::ffi;
-using Buffer = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
 
 // A vector, and how many pixels a tile has: as many sums as leave a few registers for operands.
 #if defined(__AVX512F__)
@@ -49,42 +42,6 @@ inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p);
 inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// --- Threads and memory --------------------------------------------------------------------------
-
-// Calls f(task) for every task on the threads of the pool and on this one. It waits for tasks, not
-// for threads: were all of the pool's busy, waiting like this one, it does them alone.
-template <class F>
-void Parallel(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    std::mutex mutex;
-    std::condition_variable finished;
-    int64_t left;
-  };
-  auto shared = std::make_shared<Shared>();
-  shared->left = tasks;
-  auto work = [shared, tasks, &f] {  // f is gone once no task is left
-    for (int64_t task; (task = shared->next++) < tasks;) {
-      f(task);
-      std::lock_guard<std::mutex> lock(shared->mutex);
-      if (--shared->left == 0) shared->finished.notify_all();
-    }
-  };
-  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), tasks); ++i)
-    pool.Schedule([work] { work(); });
-  work();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->finished.wait(lock, [&] { return shared->left == 0; });
-}
-
-// Memory that a thread keeps from call to call: fresh pages cost more than what is written there.
-float* Scratch(int which, int64_t floats) {
-  static thread_local std::array<std::vector<float>, 3> kept;
-  if (static_cast<int64_t>(kept[which].size()) < floats) kept[which].resize(floats);
-  return kept[which].data();
-}
-enum { kImages, kGradients, kShared };
 
 // --- Shapes --------------------------------------------------------------------------------------
 
@@ -559,3 +516,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_kernel_grad, KernelGradient, Signatur
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise, DepthwiseForward, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_input_grad, DepthwiseInputGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_kernel_grad, DepthwiseKernelGradient, Signature());
+
+}  // namespace flaxmed
