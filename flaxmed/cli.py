@@ -89,6 +89,7 @@ def _parser() -> Parser:
     _add_evaluate(commands)
     _add_compare(commands)
     _add_summary(commands)
+    _add_bench(commands)
     _add_datasets(commands)
     return parser
 
@@ -330,6 +331,47 @@ def _summary(arguments: argparse.Namespace) -> None:
         )
     )
     print(summarize(model, (arguments.size, arguments.size, arguments.channels)))
+
+
+def _add_bench(commands: Any) -> None:
+    command = commands.add_parser("bench", help="speed, memory and compile time of the networks")
+    command.add_argument("--models", nargs="+", metavar="MODEL", help="all three if not given")
+    command.add_argument("--size", type=int, default=28)
+    command.add_argument("--stem", default="small", help="imagenet or small")
+    command.add_argument("--channels", type=int, default=3)
+    command.add_argument("--classes", type=int, default=8)
+    command.add_argument("--batch", type=int, default=64)
+    command.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    command.add_argument("--rounds", type=int, default=5, help="timings of each kind")
+    command.add_argument(
+        "--pytorch", nargs="+", default=[], metavar="WAY", help="beside PyTorch: eager, compile"
+    )
+    command.add_argument("--json", type=Path, help="also write the results here")
+    command.set_defaults(call=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import shlex
+
+    from flaxmed.benchmark import Setting, about, measure, measure_ceiling, table
+    from flaxmed.models import list_models
+    from flaxmed.training.rundir import write_json
+
+    names = ("size", "stem", "channels", "classes", "batch", "dtype", "rounds")
+    setting = Setting(
+        **{name: getattr(arguments, name) for name in names}, pytorch=tuple(arguments.pytorch)
+    )
+    head = about(setting) | {"command": shlex.join(["flaxmed", *sys.argv[1:]])}
+    ceiling = measure_ceiling(setting.dtype)
+    print(f"{head['device']}; convolutions: {head['convolutions']}")
+    print(f"a large matrix product: {ceiling / 1e9:.0f} GFLOP/s, {setting.dtype}")
+    rows: list[dict[str, Any]] = []
+    for model in arguments.models or list_models():
+        rows += [cost.to_dict(setting.batch, ceiling) for cost in measure(model, setting)]
+        if arguments.json is not None:
+            write_json(arguments.json, {**head, "ceiling": ceiling, "rows": rows})
+        print(f"{model} measured", file=sys.stderr)
+    print(table(rows))
 
 
 def _add_datasets(commands: Any) -> None:

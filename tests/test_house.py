@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "summary": {"types"},
     "inference": {"types", "models"},
     "training": {"types", "models", "data", "evaluation", "inference"},
-    "benchmark": {"types", "models", "training"},
+    "benchmark": {"types", "models", "training", "summary"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "flaxmed"}
 MAY_IMPORT["__main__"] = {"cli"}

@@ -1,0 +1,130 @@
+"""PyTorch's side of the benchmark: the same networks by timm, channels last."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import time
+import warnings
+from typing import Any
+
+from flaxmed.types import InputError
+
+_MODELS = {"resnet18": "resnet18", "densenet121": "densenet121", "xception": "legacy_xception"}
+_libraries: list[Any] = []  # what is defined lasts as long as these
+
+
+def pytorch_version() -> str:
+    """Of the package that is installed.
+
+    Example:
+        >>> isinstance(pytorch_version(), str)
+        True
+    """
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _packages() -> tuple[Any, Any]:
+    """torch and timm, or an InputError that says what to install."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages' own making, at import alone
+        try:
+            torch = importlib.import_module("torch")
+            # torchvision, which timm imports, stops where it was built for another torch: at
+            # operators for detection that no network here has.
+            with contextlib.suppress(ImportError):
+                try:
+                    importlib.import_module("torchvision")
+                except RuntimeError:
+                    library = torch.library.Library("torchvision", "DEF")
+                    for name in ("nms", "qnms"):
+                        library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+                    _libraries.append(library)
+            return torch, importlib.import_module("timm")
+        except ImportError as error:
+            raise InputError(
+                f"the comparison with PyTorch needs the packages torch and timm: {error}"
+            ) from None
+
+
+class PyTorchNetwork:
+    """One of timm's networks, trained by SGD with momentum; bfloat16 by autocast."""
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        way: str,
+        size: int,
+        channels: int,
+        classes: int,
+        stem: str,
+        batch: int,
+        dtype: str,
+    ):
+        torch, timm = _packages()
+        self._torch = torch
+        self.name = f"PyTorch {way}"
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        last = torch.channels_last
+        model = timm.create_model(_MODELS[network], num_classes=classes, in_chans=channels)
+        if stem == "small":
+            _small_stem(torch, model, network, channels)
+        model = model.to(self._device, memory_format=last)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self._optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+        self._model = model
+        self._call = torch.compile(model) if way == "compile" else model
+        self._images = {
+            n: torch.randn(n, channels, size, size).to(self._device, memory_format=last)
+            for n in {1, batch}
+        }
+        self._batch = batch
+        self._labels = torch.randint(0, classes, (batch,), device=self._device)
+        self._autocast = lambda: torch.autocast(
+            self._device, torch.bfloat16, enabled=dtype == "bfloat16"
+        )
+        start = time.perf_counter()
+        self.train_step()
+        middle = time.perf_counter()
+        self.train_step()
+        self.compile_seconds = max(0.0, 2 * middle - start - time.perf_counter())
+
+    def train_step(self) -> None:
+        """One step on the same batch."""
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            logits = self._call(self._images[self._batch])
+        self._torch.nn.functional.cross_entropy(logits.float(), self._labels).backward()
+        self._optimizer.step()
+        self._finish()
+
+    def infer(self, images: int) -> None:
+        """Logits of ``images`` images: one, or a batch."""
+        self._model.eval()
+        with self._torch.inference_mode(), self._autocast():
+            self._call(self._images[images])
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+
+def _small_stem(torch: Any, model: Any, network: str, channels: int) -> None:
+    """flaxmed's small stem: a 3x3 convolution of stride 1, no pool; Xception's two of stride 1."""
+
+    def conv(i: int, o: int) -> Any:
+        return torch.nn.Conv2d(i, o, 3, padding=1, bias=False)
+
+    if network == "resnet18":
+        model.conv1, model.maxpool = conv(channels, 64), torch.nn.Identity()
+    elif network == "densenet121":
+        model.features.conv0, model.features.pool0 = conv(channels, 64), torch.nn.Identity()
+    else:
+        model.conv1, model.conv2 = conv(channels, 32), conv(32, 64)
