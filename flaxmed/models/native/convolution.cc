@@ -108,6 +108,25 @@ Part InputOf(const Window& g, const Image& out, const Block& block) {
           (out.w - 1) * g.stride + g.kw};
 }
 
+// What a block reads: a copy of its part with a border or, where a window is one pixel and there is
+// no border, the images themselves.
+struct Source {
+  const float* values;
+  Part part;  // of one image; from there to the next it is part.size()
+};
+
+Source InputOf(const float* x, const Image& in, const Window& g, const Image& out,
+               const Block& block) {
+  if (g.kh == 1 && g.kw == 1 && g.top == 0 && g.left == 0) {
+    const int64_t row = block.row * g.stride;
+    return {x + block.image * in.size() + row * in.w * in.c, {row, in.h, 0, in.w}};
+  }
+  const Part part = InputOf(g, out, block);
+  float* copy = Scratch(kImages, block.images * part.size(in.c));
+  CopyPart(x, in, block, part, copy);
+  return {copy, part};
+}
+
 // Where each output pixel's window begins in such a part.
 std::vector<int64_t> Corners(const Window& g, const Image& out, const Block& block,
                              const Part& part, int64_t c) {
@@ -228,9 +247,7 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int6
   const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
   Parallel(pool, blocks.size(), [&](int64_t b) {
     const Block& block = blocks[b];
-    const Part part = InputOf(g, out, block);
-    float* images = Scratch(kImages, block.images * part.size(in.c));
-    CopyPart(x.typed_data(), in, block, part, images);
+    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     std::vector<Run> runs;  // the taps of a row lie side by side
     for (int64_t i = 0; i < g.kh; ++i) runs.push_back({i * part.columns * in.c, g.kw * in.c});
     const auto at = Corners(g, out, block, part, in.c);
@@ -287,9 +304,15 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
   Parallel(pool, blocks.size(), [&](int64_t b) {
     const Block& block = blocks[b];
     const int64_t first = (block.row + top) / stride, last = (block.row + block.rows - 1 + top) / stride;
-    const Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
-    float* gradients = Scratch(kImages, block.images * part.size(out.c));
-    CopyPart(dy.typed_data(), out, block, part, gradients);
+    Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
+    const float* gradients = dy.typed_data() + block.image * out.size();
+    if (g.kh == 1 && g.kw == 1 && top == 0 && left == 0 && columns == out.w) {
+      part = {0, out.h, 0, out.w};
+    } else {
+      float* copy = Scratch(kImages, block.images * part.size(out.c));
+      CopyPart(dy.typed_data(), out, block, part, copy);
+      gradients = copy;
+    }
     float* to = dx->typed_data() + block.image * in.size() + block.row * in.w * in.c;
     std::vector<int64_t> at, where;
     for (const Phase& phase : phases) {
@@ -350,9 +373,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, kPixelsPerPass, pool.num_threads());
   SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
-    const Part part = InputOf(g, out, block);
-    float* images = Scratch(kImages, block.images * part.size(in.c));
-    CopyPart(x.typed_data(), in, block, part, images);
+    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     const auto at = Corners(g, out, block, part, in.c);
     const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * out.c;
     float* packed = Scratch(kGradients, kPixelsPerPass * (panels * kChannels + kPixels));
