@@ -34,12 +34,12 @@ class TrainState:
         bad_step: int32, the first step whose loss was not finite, or -1.
     """
 
-    step: Array
+    step: Any  # an array; what jax asks for shapes alone puts something else here
     params: Any
     batch_stats: Any
     opt_state: Any
-    sums: dict[str, Array]
-    bad_step: Array
+    sums: dict[str, Any]
+    bad_step: Any
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Array]]
