@@ -8,6 +8,10 @@ an observer is the ideal observer whose logits have noise added. Two such observ
 their own are exchangeable, and the pool holds every image twice, with their answers exchanged, so
 that between them every null hypothesis is true to the last digit, and none is the other's copy.
 
+Where a case has several seeds, the pool holds a hundred networks that were trained in one way,
+some better than others; a test set is of some of them on some of the images, and the joint interval
+is to cover the mean over all of them. Both sides of a comparison are drawn from the same networks.
+
 With 5,000 test sets a coverage of 0.95 is known to 0.003 (one standard error), and the rate of a
 test at 0.05 likewise. It takes about an hour on two CPU cores; --sets 200 is a first look.
 ``--table FILE`` prints the README's table from such a file.
@@ -33,6 +37,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from flaxmed.data.phantom import posterior, sample
 from flaxmed.data.phantom_config import FAMILIES, PhantomClass, PhantomConfig
+from flaxmed.evaluation.column import seed_means
 from flaxmed.evaluation.estimates import Sampling, estimate_metrics
 from flaxmed.evaluation.metrics import METRICS
 from flaxmed.evaluation.paired import accuracy_difference, auc_difference, bootstrap_differences
@@ -54,6 +59,7 @@ class Case:
         config: the phantom.
         noise: standard deviation of the noise in an observer's logits.
         per_patient: images per patient, which share a class and half of the noise; 1: no patients.
+        seeds: networks on each side; more than 1: the joint intervals are measured.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Case:
     config: PhantomConfig
     noise: float = 1.0
     per_patient: int = 1
+    seeds: int = 1
 
 
 def _binary(share: float, elongation: float = 2.5, spread: float = 0.5) -> PhantomConfig:
@@ -77,6 +84,8 @@ CASES = (
     Case("60 patients of 4 images, n = 240", 240, _binary(0.27), per_patient=4),
     Case("binary, AUC 0.994, n = 156", 156, _binary(0.27, 3.0, 0.3), noise=0.5),
     Case("binary, 27% positive, n = 50", 50, _binary(0.27)),
+    Case("3 seeds, joint, n = 156", 156, _binary(0.27), seeds=3),
+    Case("6 seeds, joint, n = 156", 156, _binary(0.27), seeds=6),
 )
 
 
@@ -101,9 +110,10 @@ class Pool:
             for one in (*self.logits, self.ideal)
         )
 
-    def whole(self) -> Predictions:
-        """The first observer's predictions of all images (the second's metrics are the same)."""
-        return Predictions(labels=self.labels, logits=self.logits[0], task=self.task)
+    def truths(self) -> dict[str, float]:
+        """Every metric of the first observer on all images (the second's are the same)."""
+        whole = Predictions(labels=self.labels, logits=self.logits[0], task=self.task)
+        return {spec.name: spec(whole) for spec in METRICS if self.task in spec.tasks}
 
 
 def make_pool(case: Case, images: int, seed: int = 0) -> Pool:
@@ -130,6 +140,79 @@ def make_pool(case: Case, images: int, seed: int = 0) -> Pool:
     exchanged = (np.concatenate([a, b]), np.concatenate([b, a]))
     task = Task.BINARY if len(case.config.classes) == 2 else Task.MULTICLASS
     return Pool(np.tile(labels, 2), exchanged, np.tile(ideal, (2, 1)), m, task)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedPool:
+    """Many networks' predictions of many images: logits ``[seeds, images, classes]``."""
+
+    labels: np.ndarray
+    logits: np.ndarray
+    seeds: int
+    task: Task
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[list[Predictions], list[Predictions]]:
+        """A test set: some networks' predictions of some images, and some others' of the same."""
+        rows = rng.integers(0, len(self.labels), n)
+        sides = rng.integers(0, len(self.logits), (2, self.seeds))
+        first, second = ([self._of(seed, rows) for seed in side] for side in sides)
+        return first, second
+
+    def truths(self) -> dict[str, float]:
+        """Every metric, averaged over all networks, on all images."""
+        whole = [self._of(seed, slice(None)) for seed in range(len(self.logits))]
+        return {
+            spec.name: float(np.mean([spec(one) for one in whole]))
+            for spec in METRICS
+            if self.task in spec.tasks
+        }
+
+    def _of(self, seed: int, rows: Any) -> Predictions:
+        logits = self.logits[seed, rows].astype(np.float64)
+        return Predictions(labels=self.labels[rows], logits=logits, task=self.task)
+
+
+def make_seed_pool(case: Case, images: int, networks: int = 100, seed: int = 0) -> SeedPool:
+    """Half of a network's noise is its own, half that of all; how much there is differs by seed."""
+    rng = np.random.default_rng(seed)
+    pictures, labels, _ = sample(case.config, images, seed)
+    with np.errstate(divide="ignore"):
+        ideal = np.maximum(np.log(posterior(pictures, case.config)), -40.0)
+    shared = rng.normal(0, np.sqrt(0.5), ideal.shape)
+    logits = np.empty((networks, *ideal.shape), np.float32)
+    for one in logits:
+        noise = shared + rng.normal(0, np.sqrt(0.5), ideal.shape)
+        one[:] = ideal + case.noise * np.exp(rng.normal(0, 0.3)) * noise
+    task = Task.BINARY if len(case.config.classes) == 2 else Task.MULTICLASS
+    return SeedPool(labels, logits, case.seeds, task)
+
+
+def measure_seeds(pool: SeedPool, n: int, draws: int, seeds: list[int]) -> list[dict[str, Any]]:
+    """For each seed one test set: every joint interval, and the p-values of joint differences."""
+    found = []
+    for seed in seeds:
+        first, second = pool.draw(np.random.default_rng(seed), n)
+        sampling, few = Sampling(LEVEL, draws, seed), Sampling(LEVEL, 20, seed)  # intervals unused
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            values = [estimate_metrics(one, few) for one in first]
+            means = seed_means(first, values, sampling)
+            differences = {
+                "AUC": auc_difference(first, second, sampling),
+                "accuracy": accuracy_difference(first, second, sampling),
+                "loss": bootstrap_differences(first, second, ["loss"], sampling)["loss"],
+            }
+        found.append(
+            {
+                "intervals": {name: (m.joint.low, m.joint.high) for name, m in means.items()},
+                "differences": {
+                    f"{name}, joint": (d.interval.low, d.interval.high)
+                    for name, d in differences.items()
+                },
+                "p_values": {f"{name}, joint": d.p_value for name, d in differences.items()},
+            }
+        )
+    return found
 
 
 def measure(pool: Pool, n: int, draws: int, seeds: list[int]) -> list[dict[str, Any]]:
@@ -162,17 +245,16 @@ def measure(pool: Pool, n: int, draws: int, seeds: list[int]) -> list[dict[str, 
             p_values["accuracy, McNemar, mid-p"] = exact.beside["mid_p"]
         scores = ideal.probabilities
         p_values["calibration of the ideal observer, consistency"] = reliability(
-            ideal.labels, scores, task=ideal.task, resamples=200, seed=seed
+            ideal.labels, scores, task=ideal.task, groups=ideal.groups, resamples=200, seed=seed
         ).p_value
         row["p_values"] = p_values
         found.append(row)
     return found
 
 
-def summarise(case: Case, pool: Pool, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(case: Case, pool: Pool | SeedPool, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Coverage of each interval and rejection rate of each test, with Monte Carlo errors."""
-    whole = pool.whole()
-    truth = {spec.name: spec(whole) for spec in METRICS if pool.task in spec.tasks}
+    truth = pool.truths()
     intervals = {
         name: _coverage([row["intervals"][name] for row in rows], value)
         for name, value in truth.items()
@@ -191,6 +273,7 @@ def summarise(case: Case, pool: Pool, rows: list[dict[str, Any]]) -> dict[str, A
         "name": case.name,
         "n": case.n,
         "patients": case.n // case.per_patient if case.per_patient > 1 else None,
+        "seeds": case.seeds,
         "sets": len(rows),
         "pool": len(pool.labels),
         "intervals": {name: {"truth": truth[name], **one} for name, one in intervals.items()},
@@ -235,15 +318,17 @@ def main() -> None:
     results = []
     for case in (CASES[i] for i in args.cases):
         start = time.monotonic()
-        pool = make_pool(case, args.pool)
+        pool, one = make_pool(case, args.pool), measure
+        if case.seeds > 1:
+            pool, one = make_seed_pool(case, args.pool), measure_seeds
         # Few sets at a time: a process that is slower holds up the others by little.
         seeds = [list(range(i, min(i + 25, args.sets))) for i in range(0, args.sets, 25)]
         jobs = [(pool, case.n, args.draws, some) for some in seeds]
         if args.processes == 1:
-            parts = [measure(*job) for job in jobs]
+            parts = [one(*job) for job in jobs]
         else:
             with multiprocessing.Pool(args.processes, _one_thread) as processes:
-                parts = processes.starmap(measure, jobs, chunksize=1)
+                parts = processes.starmap(one, jobs, chunksize=1)
         results.append(summarise(case, pool, [row for part in parts for row in part]))
         print(text(results[-1]), f"{time.monotonic() - start:.0f} s\n", sep="\n", flush=True)
         if args.json:

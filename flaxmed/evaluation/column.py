@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxmed.evaluation.bootstrap import (
-    unit_index,
-)
+from flaxmed.evaluation.bootstrap import unit_index
 from flaxmed.evaluation.delong import auc_estimate, covariance
 from flaxmed.evaluation.estimates import (
+    Metric,
     Sampling,
     bootstrap_intervals,
     redrawn_covariance,
@@ -151,13 +150,13 @@ class Column:
 
 
 def seed_means(
-    seeds: Sequence[Predictions], reports: Sequence[Report], sampling: Sampling
+    seeds: Sequence[Predictions], reports: Sequence[Mapping[str, Metric]], sampling: Sampling
 ) -> dict[str, SeedMean]:
     """Every metric's mean over seeds, with its intervals.
 
     Args:
         seeds: predictions of one network, with the same images in the same order.
-        reports: theirs.
+        reports: the metrics of each.
         sampling: level, draws and seed.
     """
     first = reports[0]
