@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flaxmed.models.layers import lowering
 from flaxmed.types import InputError
 
 Shape = tuple[int, ...]
@@ -165,7 +166,8 @@ def summarize(model: nnx.Module, image_shape: Sequence[int]) -> Summary:
         copy = nnx.merge(graph, state)
         copy.eval()
         uncalled = _watch_layers(copy, layers)
-        maps.update(_stage_shapes(copy, images))
+        with lowering("xla"):  # in which no layer is computed as a part of another
+            maps.update(_stage_shapes(copy, images))
         for name, layer in uncalled.items():
             layers.setdefault(name, layer)
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "data": {"types"},
     "evaluation": {"types"},
     "saliency": {"types"},
-    "summary": {"types"},
+    "summary": {"types", "models"},
     "inference": {"types", "models"},
     "training": {"types", "models", "data", "evaluation", "inference"},
     "benchmark": {"types", "models", "training", "summary"},

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
-from test_layers import CONVOLUTIONS, normal, relative_error, value_and_gradients
+from test_layers import CONVOLUTIONS, ONE_OF_EACH, normal, relative_error, value_and_gradients
 
-from flaxmed.models import native, operations
-from flaxmed.models.layers import conv2d, lowering
+from flaxmed.models import create_model, native, operations
+from flaxmed.models.layers import BatchNorm, conv2d, lowering
 from flaxmed.models.window import ConvWindow, resolve_padding
 
 # Images, then as in CONVOLUTIONS. Tiles and panels that are cut off, blocks of rows, of many
@@ -33,6 +34,7 @@ MORE = {
     "a crop": (2, 9, 9, 4, 6, 3, 1, ((-1, 0), (0, -2)), 1),
     "depthwise, 5x5": (2, 9, 8, 19, 19, 5, 1, 2, 19),
 }
+MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "many channels")]
 CASES = {name: (4, *case) for name, case in CONVOLUTIONS.items()} | MORE
 
 
@@ -141,6 +143,49 @@ def test_a_batch_on_two_devices_gives_the_same():
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     for a, b in zip(f(jax.device_put(x, sharding), kernel), f(x, kernel), strict=True):
         assert relative_error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("case", "relu"),
+    [("dense, wide, stride 2, even", False), *((case, True) for case in ONE_OF_EACH), *MORE_RELU],
+)
+def test_a_scaled_convolution_is_its_steps(case, relu):
+    n, h, w, c, o, k, stride, padding, groups = CASES[case]
+    g = window(h, w, c, o, k, stride, padding, groups)
+    x = normal(0, (n, h, w, c), "float32")
+    kernel = normal(1, (k, k, c // groups, o), "float32")
+    factor, shift = normal(2, (o,), "float32"), normal(3, (o,), "float32")
+
+    def scaled(*operands):
+        return operations.scaled_conv2d(
+            *operands, relu=relu, stride=stride, padding=g.pads, groups=groups
+        )
+
+    found = value_and_gradients(scaled, x, kernel, factor, shift)
+    with lowering("xla"):
+        expected = value_and_gradients(
+            lambda *operands: scaled(*operands), x, kernel, factor, shift
+        )
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "xception"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_network_evaluates_as_it_does_in_plain_xla(name, batch):
+    model = create_model(name, 3, stem="small", rngs=nnx.Rngs(0))
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.mean[...] = 0.1 * normal(1, module.mean.shape, "float32")
+            module.var[...] = 1 + 0.5 * jnp.abs(normal(2, module.var.shape, "float32"))
+    x = normal(3, (batch, 32, 32, 3), "float32")
+    graph, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+    assert "flaxmed_conv_norm" in str(jaxpr)
+    found = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+    with lowering("xla"):
+        expected = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+    assert relative_error(found, expected) < 1e-5
 
 
 def norm_case(channels: int, seed: int = 0):
@@ -274,5 +319,5 @@ def test_it_is_built_once_and_a_folder_that_cannot_be_written_is_said(tmp_path):
 def test_every_form_is_called():
     """A table of names that the library does not have would only be found where it is used."""
     source = "".join(path.read_text() for path in native._SOURCES)
-    for name in (*native._DENSE, *native._DEPTHWISE, *native._NORM):
+    for name in (*native._DENSE, *native._DEPTHWISE, native._SCALED, *native._NORM):
         assert f"XLA_FFI_DEFINE_HANDLER_SYMBOL({name}," in source

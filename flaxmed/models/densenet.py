@@ -25,6 +25,7 @@ from flaxmed.models.layers import (
     avg_pool,
     check_images,
     check_network,
+    conv_norm,
     max_pool,
 )
 
@@ -75,8 +76,8 @@ class DenseLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        x = self.conv1(self.norm1(x, mask, relu=True))
-        return self.conv2(self.norm2(x, mask, relu=True))
+        x = self.norm1(x, mask, relu=True)
+        return self.conv2(conv_norm(self.conv1, self.norm2, x, mask, relu=True))
 
 
 class Transition(nnx.Module):

@@ -157,6 +157,62 @@ def _conv_bwd(g: ConvWindow, operands: tuple[Array, Array], dy: Array) -> tuple[
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
+def scaled_conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw i o"],
+    factor: Float[Array, " o"],
+    shift: Float[Array, " o"],
+    *,
+    relu: bool = False,
+    stride: int = 1,
+    padding: Padding = "SAME",
+    groups: int = 1,
+) -> Float[Array, "n oh ow o"]:
+    """``conv2d(x, kernel) * factor + shift``, and a ReLU where asked; in one pass on a CPU.
+
+    Args:
+        x, kernel, stride, padding, groups: As for ``conv2d``.
+        factor, shift: Of each output channel, in float32 or wider, as is what is done with them.
+        relu: Whether a ReLU follows.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x, kernel, one = jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1)), jnp.ones(1)
+        >>> float(scaled_conv2d(x, kernel, -2 * one, one, relu=True)[0, 0, 0, 0])
+        0.0
+    """
+    (_, h, w, c), (kh, kw, _, o) = x.shape, kernel.shape
+    pads = resolve_padding(padding, (h, w), (kh, kw), stride)
+    g = ConvWindow((h, w), (kh, kw), stride, pads, (c, o), groups)
+    if groups == 1 and in_native_code(x.dtype):
+        return _scaled_conv(g, relu, x, kernel, factor, shift)
+    return _scaled_conv_in_steps(g, relu, x, kernel, factor, shift)
+
+
+def _scaled_conv_in_steps(g: ConvWindow, relu: bool, *operands: Array) -> Array:
+    x, kernel, factor, shift = operands
+    y = _xla_conv(g, x, kernel) if _lowering == "xla" else _conv(g, x, kernel)
+    y = (y.astype(factor.dtype) * factor + shift).astype(x.dtype)
+    return jax.nn.relu(y) if relu else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scaled_conv(g: ConvWindow, relu: bool, *operands: Array) -> Array:
+    return native.scaled_conv(g, relu, *operands)
+
+
+def _scaled_conv_fwd(g: ConvWindow, relu: bool, *operands: Array) -> tuple[Array, Any]:
+    return _scaled_conv(g, relu, *operands), operands
+
+
+def _scaled_conv_bwd(g: ConvWindow, relu: bool, operands: Any, dy: Array) -> tuple[Array, ...]:
+    # Evaluation is differentiated for saliency alone: the steps are done anew.
+    return jax.vjp(functools.partial(_scaled_conv_in_steps, g, relu), *operands)[1](dy)
+
+
+_scaled_conv.defvjp(_scaled_conv_fwd, _scaled_conv_bwd)
+
+
 def max_pool(
     x: Float[Array, "n h w c"], *, window: int, stride: int, padding: Padding = "VALID"
 ) -> Float[Array, "n oh ow c"]:

@@ -25,6 +25,7 @@ from flaxmed.models.layers import (
     ConvNorm,
     check_images,
     check_network,
+    conv_norm,
     max_pool,
 )
 
@@ -89,8 +90,8 @@ class BasicBlock(nnx.Module):
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n oh ow o"]:
         shortcut = x if self.shortcut is None else self.shortcut(x, mask)
-        x = self.norm1(self.conv1(x), mask, relu=True)
-        x = self.norm2(self.conv2(x), mask)
+        x = conv_norm(self.conv1, self.norm1, x, mask, relu=True)
+        x = conv_norm(self.conv2, self.norm2, x, mask)
         return jax.nn.relu(x + shortcut)
 
 

@@ -33,6 +33,7 @@ from flaxmed.models.layers import (
     Padding,
     check_images,
     check_network,
+    conv_norm,
     max_pool,
 )
 
@@ -100,9 +101,6 @@ class SeparableConv(nnx.Module):
         self.depthwise = Conv(in_channels, in_channels, 3, padding=1, groups=in_channels, **options)
         self.pointwise = Conv(in_channels, out_channels, 1, padding=0, **options)
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w o"]:
-        return self.pointwise(self.depthwise(x))
-
 
 class SeparableNorm(nnx.Module):
     """A separable convolution and the batch normalisation after it."""
@@ -122,9 +120,14 @@ class SeparableNorm(nnx.Module):
         self.norm = BatchNorm(out_channels, config.bn, dtype=dtype)
 
     def __call__(
-        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        mask: Bool[Array, " n"] | None = None,
+        *,
+        relu: bool = False,
     ) -> Float[Array, "n h w o"]:
-        return self.norm(self.conv(x), mask)
+        x = self.conv.depthwise(x)
+        return conv_norm(self.conv.pointwise, self.norm, x, mask, relu=relu)
 
 
 class Stem(nnx.Module):
@@ -146,8 +149,8 @@ class Stem(nnx.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n oh ow o"]:
-        x = self.norm1(self.conv1(x), mask, relu=True)
-        return self.norm2(self.conv2(x), mask, relu=True)
+        x = conv_norm(self.conv1, self.norm1, x, mask, relu=True)
+        return conv_norm(self.conv2, self.norm2, x, mask, relu=True)
 
 
 class ReducingBlock(nnx.Module):
@@ -189,7 +192,7 @@ class ReducingBlock(nnx.Module):
     ) -> Float[Array, "n oh ow o"]:
         shortcut = self.shortcut(x, mask)
         x = jax.nn.relu(x) if self.leading_relu else x
-        x = jax.nn.relu(self.sep1(x, mask))
+        x = self.sep1(x, mask, relu=True)
         x = self.sep2(x, mask)
         x = max_pool(x, window=3, stride=2, padding=self.pool_padding)
         return x + shortcut
@@ -207,9 +210,9 @@ class MiddleBlock(nnx.Module):
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w c"]:
         shortcut = x
-        x = self.sep1(jax.nn.relu(x), mask)
-        x = self.sep2(jax.nn.relu(x), mask)
-        x = self.sep3(jax.nn.relu(x), mask)
+        x = self.sep1(jax.nn.relu(x), mask, relu=True)
+        x = self.sep2(x, mask, relu=True)
+        x = self.sep3(x, mask)
         return x + shortcut
 
 
@@ -309,8 +312,8 @@ class Xception(nnx.Module):
         for i in range(1, self.config.middle_blocks + 1):
             x = maps[f"middle{i}"] = getattr(self, f"middle{i}")(x, mask)
         x = maps["exit1"] = self.exit1(x, mask)
-        x = maps["exit2"] = jax.nn.relu(self.exit2(x, mask))
-        x = maps["exit3"] = jax.nn.relu(self.exit3(x, mask))
+        x = maps["exit2"] = self.exit2(x, mask, relu=True)
+        x = maps["exit3"] = self.exit3(x, mask, relu=True)
         maps["final"] = x
         return maps
 

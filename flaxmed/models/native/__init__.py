@@ -39,6 +39,7 @@ _DEPTHWISE = (
     "flaxmed_depthwise_input_grad",
     "flaxmed_depthwise_kernel_grad",
 )
+_SCALED = "flaxmed_conv_norm"
 _NORM = ("flaxmed_batch_norm", "flaxmed_batch_norm_grad")
 # No errno and no traps: loops with a square root or a choice in them become vectors. What is not a
 # number, and how sums are rounded, stays as the source says.
@@ -82,12 +83,44 @@ def forms(g: ConvWindow, dtype: Any) -> tuple[Form, Form, Form] | None:
     )
 
 
-def _call(name: str, g: ConvWindow, shape: tuple[int, ...], *operands: Array) -> Array:
+def _call(
+    name: str, g: ConvWindow, shape: tuple[int, ...], *operands: Array, **options: np.int64
+) -> Array:
     function = jax.ffi.ffi_call(
         name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
     )
     (top, _), (left, _) = g.pads
-    return function(*operands, stride=np.int64(g.stride), top=np.int64(top), left=np.int64(left))
+    options |= {"stride": np.int64(g.stride), "top": np.int64(top), "left": np.int64(left)}
+    return function(*operands, **options)
+
+
+def scaled_conv(
+    g: ConvWindow,
+    relu: bool,
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    factor: Float[Array, " o"],
+    shift: Float[Array, " o"],
+) -> Float[Array, "n oh ow o"]:
+    """A convolution, times ``factor`` plus ``shift``, and perhaps a ReLU: in one pass.
+
+    It has no derivative of its own.
+
+    Args:
+        g: the convolution, of one group.
+        relu: whether a ReLU follows.
+        x: images, float32.
+        kernel: as for ``conv2d``.
+        factor, shift: of each output channel.
+
+    Example:
+        >>> g, one = ConvWindow((2, 2), (1, 1), 1, ((0, 0), (0, 0)), (1, 1), 1), jnp.ones(1)
+        >>> x, kernel = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 1))
+        >>> if serves(one.dtype):
+        ...     assert (scaled_conv(g, True, x, kernel, 2 * one, one) == 3).all()
+    """
+    shape = (len(x), *g.out, g.channels[1])
+    return _call(_SCALED, g, shape, x, kernel, factor, shift, relu=np.int64(relu))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -163,7 +196,7 @@ def why_not() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return f"the C++ compiler {compiler} failed: {' '.join(detail.split())[:300]}"
-    for name in (*_DENSE, *_DEPTHWISE, *_NORM):
+    for name in (*_DENSE, *_DEPTHWISE, _SCALED, *_NORM):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 

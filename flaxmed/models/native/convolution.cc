@@ -70,6 +70,7 @@ std::vector<Block> Blocks(const Image& out, int64_t floats, int64_t pixels, int6
     images = std::max<int64_t>(1, std::min(images, CeilDiv(out.n, threads)));
     rows = out.h;
   }
+  rows = CeilDiv(out.h, CeilDiv(out.h, rows));  // of about equal size
   std::vector<Block> blocks;
   for (int64_t i = 0; i < out.n; i += images)
     for (int64_t r = 0; r < out.h; r += rows)
@@ -146,15 +147,29 @@ struct Run {
   int64_t offset, length;
 };
 
+// What happens to a tile's sums before they are stored: nothing, or times `factor`, plus `shift`,
+// and then, perhaps, a ReLU.
+struct Ending {
+  const float *factor = nullptr, *shift = nullptr;
+  bool relu = false;
+};
+
+// A panel of the kernel: the rows of kChannels output channels, `step` apart.
+struct Panel {
+  const float* values;
+  int64_t step;
+};
+
 // out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
 template <int kCount>
-void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const float* panel,
-          float* const* out, int64_t channels) {
+void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
+          const Ending& ending, float* const* out, int64_t channels) {
   Vector sum[kCount][2] = {};
+  const float* panel = rows.values;
   for (const Run& run : runs) {
     const float* pixel[kCount];
     for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
-    for (int64_t k = 0; k < run.length; ++k, panel += kChannels) {
+    for (int64_t k = 0; k < run.length; ++k, panel += rows.step) {
       const Vector first = Load(panel), second = Load(panel + kVector);
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
@@ -162,6 +177,17 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const
         sum[p][1] += pixel[p][k] * second;
       }
     }
+  }
+  if (ending.factor != nullptr) {
+    float constants[2][kChannels] = {};
+    std::copy_n(ending.factor, channels, constants[0]);
+    std::copy_n(ending.shift, channels, constants[1]);
+    for (int p = 0; p < kCount; ++p)
+      for (int half = 0; half < 2; ++half) {
+        Vector& value = sum[p][half];
+        value = value * Load(constants[0] + half * kVector) + Load(constants[1] + half * kVector);
+        if (ending.relu) value = value < 0 ? Vector{} : value;  // what is not a number stays so
+      }
   }
   for (int p = 0; p < kCount; ++p) {
     if (channels == kChannels) {
@@ -210,43 +236,48 @@ constexpr auto OuterTiles(std::integer_sequence<int, kRows...>) {
 constexpr auto kTiles = Tiles(std::make_integer_sequence<int, kPixels>());
 constexpr auto kOuterTiles = OuterTiles(std::make_integer_sequence<int, kPixels>());
 
-// Pixels at `at`, whose outputs are at out + to[p], times the panels of all output channels.
+// Pixels at `at`, whose outputs are at out + to[p], times one panel.
 void Multiply(const float* x, const std::vector<int64_t>& at, const std::vector<Run>& runs,
-              const float* panels, float* out, const std::vector<int64_t>& to, int64_t channels) {
-  int64_t depth = 0;
-  for (const Run& run : runs) depth += run.length;
-  for (int64_t c = 0; c < channels; c += kChannels, panels += depth * kChannels)
-    for (size_t p = 0; p < at.size(); p += kPixels) {
-      const int count = static_cast<int>(std::min<size_t>(kPixels, at.size() - p));
-      float* rows[kPixels];
-      for (int i = 0; i < count; ++i) rows[i] = out + to[p + i] + c;
-      kTiles[count - 1](x, at.data() + p, runs, panels, rows,
-                        std::min<int64_t>(kChannels, channels - c));
-    }
+              Panel panel, const Ending& ending, float* out, const std::vector<int64_t>& to,
+              int64_t channels) {
+  for (size_t p = 0; p < at.size(); p += kPixels) {
+    const int count = static_cast<int>(std::min<size_t>(kPixels, at.size() - p));
+    float* rows[kPixels];
+    for (int i = 0; i < count; ++i) rows[i] = out + to[p + i];
+    kTiles[count - 1](x, at.data() + p, runs, panel, ending, rows, channels);
+  }
 }
 
 // --- Dense convolution ---------------------------------------------------------------------------
 
-ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t stride,
-                   int64_t top, int64_t left) {
+// Fewer tiles than these per panel read the kernel where it lies: to copy it would cost as much.
+constexpr int64_t kTilesToCopy = 12;
+
+void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, const Ending& ending,
+              Result& y, const Window& g) {
   const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
-  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
   const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
   const float* k = kernel.typed_data();
-  float* packed = Scratch(kShared, panels * depth * kChannels);
-  Parallel(pool, panels, [&](int64_t panel) {
-    const int64_t c = panel * kChannels, width = std::min<int64_t>(kChannels, out.c - c);
-    float* to = packed + panel * depth * kChannels;
-    for (int64_t d = 0; d < depth; ++d, to += kChannels) {
-      std::copy_n(k + d * out.c + c, width, to);
-      std::fill_n(to + width, kChannels - width, 0.0f);
-    }
-  });
+  const bool copied =
+      out.c % kChannels != 0 || out.n * out.h * out.w > kTilesToCopy * kPixels;
+  float* packed = copied ? Scratch(kShared, panels * depth * kChannels) : nullptr;
+  if (copied)
+    Parallel(pool, panels, [&](int64_t panel) {
+      const int64_t c = panel * kChannels, width = std::min<int64_t>(kChannels, out.c - c);
+      float* to = packed + panel * depth * kChannels;
+      for (int64_t d = 0; d < depth; ++d, to += kChannels) {
+        std::copy_n(k + d * out.c + c, width, to);
+        std::fill_n(to + width, kChannels - width, 0.0f);
+      }
+    });
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
-  Parallel(pool, blocks.size(), [&](int64_t b) {
-    const Block& block = blocks[b];
+  // A single image gives too few blocks: then its channels are shared out too.
+  const int64_t count = blocks.size();
+  const int64_t shares = std::min(panels, CeilDiv(4 * pool.num_threads(), count));
+  Parallel(pool, count * shares, [&](int64_t task) {
+    const Block& block = blocks[task / shares];
     const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     std::vector<Run> runs;  // the taps of a row lie side by side
     for (int64_t i = 0; i < g.kh; ++i) runs.push_back({i * part.columns * in.c, g.kw * in.c});
@@ -254,8 +285,31 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int6
     std::vector<int64_t> to(at.size());
     for (size_t p = 0; p < to.size(); ++p) to[p] = p * out.c;
     float* first = y->typed_data() + block.image * out.size() + block.row * out.w * out.c;
-    Multiply(images, at, runs, packed, first, to, out.c);
+    const int64_t share = task % shares;
+    for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; ++p) {
+      const int64_t c = p * kChannels;
+      const Panel panel = copied ? Panel{packed + p * depth * kChannels, kChannels}
+                                 : Panel{k + c, out.c};
+      Ending own = ending;
+      if (own.factor != nullptr) own.factor += c, own.shift += c;
+      Multiply(images, at, runs, panel, own, first + c, to,
+               std::min<int64_t>(kChannels, out.c - c));
+    }
   });
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t stride,
+                   int64_t top, int64_t left) {
+  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
+  Convolve(pool, x, kernel, {}, y, g);
+  return ffi::Error::Success();
+}
+
+ffi::Error ForwardAndScale(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer factor,
+                           Buffer shift, Result y, int64_t stride, int64_t top, int64_t left,
+                           int64_t relu) {
+  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
+  Convolve(pool, x, kernel, {factor.typed_data(), shift.typed_data(), relu != 0}, y, g);
   return ffi::Error::Success();
 }
 
@@ -330,7 +384,10 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
       std::vector<Run> runs;
       for (auto [down, across] : phase.taps)
         runs.push_back({-(down * part.columns + across) * out.c, out.c});
-      Multiply(gradients, at, runs, packed + phase.panels, to, where, in.c);
+      const int64_t depth = phase.taps.size() * out.c;
+      for (int64_t p = 0; p < panels; ++p)
+        Multiply(gradients, at, runs, {packed + phase.panels + p * depth * kChannels, kChannels}, {},
+                 to + p * kChannels, where, std::min<int64_t>(kChannels, in.c - p * kChannels));
     }
   });
   return ffi::Error::Success();
@@ -532,6 +589,18 @@ auto Signature() {
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv, Forward, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_norm, ForwardAndScale,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // kernel
+                                  .Arg<Buffer>()  // factor
+                                  .Arg<Buffer>()  // shift
+                                  .Ret<Buffer>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left")
+                                  .Attr<int64_t>("relu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_input_grad, InputGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_kernel_grad, KernelGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise, DepthwiseForward, Signature());
