@@ -361,6 +361,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     setting = Setting(
         **{name: getattr(arguments, name) for name in names}, pytorch=tuple(arguments.pytorch)
     )
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise InputError(f"--json: {arguments.json.parent}: no such folder")
     head = about(setting) | {"command": shlex.join(["flaxmed", *sys.argv[1:]])}
     ceiling = measure_ceiling(setting.dtype)
     print(f"{head['device']}; convolutions: {head['convolutions']}")

@@ -66,6 +66,11 @@ def test_an_unknown_network_is_refused():
         measure("vgg", Setting())
 
 
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, capsys):
+    assert main(["bench", "--json", str(tmp_path / "absent" / "bench.json")]) == 2
+    assert "absent: no such folder" in capsys.readouterr().err
+
+
 def test_the_ceiling_is_that_of_a_matrix_product():
     assert 1e8 < measure_ceiling(side=256) < 1e16
 
