@@ -136,7 +136,7 @@ def train(
         show=progress,
     )
     if jax.default_backend() == "cpu" and (reason := native.why_not()):
-        bar.say(f"convolutions in XLA's own form, at about half the pace: {reason}")
+        bar.say(f"convolutions in plain JAX, which are slower: {reason}")
     if done:
         bar.say(f"goes on from step {done} (epoch {done // per_epoch + 1})")
     batches = open_batches(config, dataset.train, indices, done, mesh)
