@@ -31,6 +31,9 @@ MORE = {
     "many channels": (3, 4, 4, 260, 272, 3, 1, 1, 1),
     "stride 3": (3, 13, 12, 5, 7, 3, 3, ((2, 1), (0, 1)), 1),
     "stride larger than the kernel": (2, 9, 9, 4, 6, 2, 3, 0, 1),
+    "pointwise, padded at the far sides": (3, 7, 6, 16, 20, 1, 1, ((0, 2), (0, 1)), 1),
+    "pointwise, cropped at the far sides": (3, 7, 6, 16, 20, 1, 1, ((0, -2), (0, 0)), 1),
+    "pointwise, cropped to the right": (3, 7, 6, 16, 20, 1, 1, ((0, 0), (0, -2)), 1),
     "a crop": (2, 9, 9, 4, 6, 3, 1, ((-1, 0), (0, -2)), 1),
     "depthwise, 5x5": (2, 9, 8, 19, 19, 5, 1, 2, 19),
 }

@@ -151,29 +151,26 @@ def batch_norm(
         ...     y, mean, variance = batch_norm(0.0, True, x, one, one, jnp.ones(4))
         ...     assert mean[0] == 1.5 and variance[0] == 1.25
     """
-    return _norm(epsilon, relu, x, scale, bias, mask)
-
-
-def _norm(epsilon: float, relu: bool, x: Array, *rest: Array) -> tuple[Array, Array, Array]:
-    channels = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
-    images = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    function = jax.ffi.ffi_call(_NORM[0], (images, channels, channels), vmap_method="sequential")
-    y, mean, variance = function(x, *rest, epsilon=np.float32(epsilon), relu=np.int64(relu))
+    y, mean, variance = _norm(_NORM[0], epsilon, relu, x, scale, bias, mask)
     return y, mean, variance
 
 
-def _norm_forward(epsilon: float, relu: bool, x: Array, *rest: Array) -> tuple[Any, Any]:
-    y, mean, variance = _norm(epsilon, relu, x, *rest)
-    return (y, mean, variance), (x, *rest, mean, variance)
+def _norm(name: str, epsilon: float, relu: bool, *operands: Array) -> tuple[Array, ...]:
+    """A function of the first operand's images that gives images and two values per channel."""
+    images = jax.ShapeDtypeStruct(operands[0].shape, jnp.float32)
+    channels = jax.ShapeDtypeStruct(operands[0].shape[-1:], jnp.float32)
+    function = jax.ffi.ffi_call(name, (images, channels, channels), vmap_method="sequential")
+    return tuple(function(*operands, epsilon=np.float32(epsilon), relu=np.int64(relu)))
+
+
+def _norm_forward(epsilon: float, relu: bool, *operands: Array) -> tuple[Any, Any]:
+    y, mean, variance = _norm(_NORM[0], epsilon, relu, *operands)
+    return (y, mean, variance), (*operands, mean, variance)
 
 
 def _norm_backward(epsilon: float, relu: bool, kept: Any, cotangents: Any) -> tuple[Any, ...]:
-    x, mask = kept[0], kept[3]
-    channels = jax.ShapeDtypeStruct(x.shape[-1:], jnp.float32)
-    images = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    function = jax.ffi.ffi_call(_NORM[1], (images, channels, channels), vmap_method="sequential")
-    options = {"epsilon": np.float32(epsilon), "relu": np.int64(relu)}
-    return *function(cotangents[0], *kept, **options), jnp.zeros_like(mask)
+    gradients = _norm(_NORM[1], epsilon, relu, cotangents[0], *kept)
+    return *gradients, jnp.zeros_like(kept[3])  # the mask
 
 
 batch_norm.defvjp(_norm_forward, _norm_backward)

@@ -118,7 +118,8 @@ struct Source {
 
 Source InputOf(const float* x, const Image& in, const Window& g, const Image& out,
                const Block& block) {
-  if (g.kh == 1 && g.kw == 1 && g.top == 0 && g.left == 0) {
+  const bool inside = (out.h - 1) * g.stride < in.h && (out.w - 1) * g.stride < in.w;
+  if (g.kh == 1 && g.kw == 1 && g.top == 0 && g.left == 0 && inside) {
     const int64_t row = block.row * g.stride;
     return {x + block.image * in.size() + row * in.w * in.c, {row, in.h, 0, in.w}};
   }
@@ -360,7 +361,8 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
     const int64_t first = (block.row + top) / stride, last = (block.row + block.rows - 1 + top) / stride;
     Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
     const float* gradients = dy.typed_data() + block.image * out.size();
-    if (g.kh == 1 && g.kw == 1 && top == 0 && left == 0 && columns == out.w) {
+    const bool inside = columns == out.w && (in.h - 1) / stride < out.h;
+    if (g.kh == 1 && g.kw == 1 && top == 0 && left == 0 && inside) {
       part = {0, out.h, 0, out.w};
     } else {
       float* copy = Scratch(kImages, block.images * part.size(out.c));
@@ -393,7 +395,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
   return ffi::Error::Success();
 }
 
-// Sums `part(range, blocks)` over ranges of blocks, one range per thread, in their order.
+// Adds up what `part(block, to)` adds to `to`: by ranges of blocks, one per thread, in their order.
 template <class F>
 void SumOverRanges(ffi::ThreadPool& pool, const std::vector<Block>& blocks, float* sum,
                    int64_t size, const F& part) {
@@ -471,7 +473,6 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, 
 // --- Depthwise convolution, stride 1 -------------------------------------------------------------
 
 // One output row of `columns` pixels: sums of kh * kw products, a vector of channels at a time.
-// `step` is 1 for the convolution; -1 turns the kernel round, for the gradient.
 void DepthwiseRow(const float* x, int64_t row, int64_t c, int64_t columns, const Window& g,
                   const float* kernel, float* y) {
   for (int64_t v = 0; v < columns; ++v, x += c, y += c) {
@@ -498,9 +499,7 @@ void Depthwise(ffi::ThreadPool& pool, const float* x, const Image& in, const flo
   const auto blocks = Blocks(out, row, 1, pool.num_threads());
   Parallel(pool, blocks.size(), [&](int64_t b) {
     const Block& block = blocks[b];
-    const Part part = InputOf(g, out, block);
-    float* images = Scratch(kImages, block.images * part.size(in.c));
-    CopyPart(x, in, block, part, images);
+    const auto [images, part] = InputOf(x, in, g, out, block);
     for (int64_t i = 0; i < block.images; ++i)
       for (int64_t u = 0; u < block.rows; ++u)
         DepthwiseRow(images + i * part.size(in.c) + u * part.columns * in.c, part.columns * in.c,
@@ -539,9 +538,7 @@ ffi::Error DepthwiseKernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Re
   const int64_t c = in.c;
   const auto blocks = Blocks(out, (out.w + g.kw) * c + out.w * c, 1, pool.num_threads());
   SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
-    const Part part = InputOf(g, out, block);
-    float* images = Scratch(kImages, block.images * part.size(c));
-    CopyPart(x.typed_data(), in, block, part, images);
+    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * c;
     for (int64_t i = 0; i < g.kh; ++i)
       for (int64_t j = 0; j < g.kw; j += kTaps) {
