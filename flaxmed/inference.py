@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from flaxmed.models.layers import lowering
+from flaxmed.models.layers import lowering, lowering_on
 from flaxmed.types import InputError, Preprocessing, sigmoid, softmax
 
 
@@ -59,7 +59,7 @@ def _forward(
     model = nnx.merge(graphdef, state)
     # float64 models take float64 input; bfloat16 ones still normalise in float32
     dtype = jnp.promote_types(jnp.float32, jax.tree.leaves(state)[0].dtype)
-    with lowering("auto" if devices == 1 else "jax"):
+    with lowering(lowering_on(devices)):
         return model(normalise(images, preprocessing, dtype=dtype))
 
 

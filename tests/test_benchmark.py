@@ -105,8 +105,8 @@ def test_pytorchs_network_is_the_same_one(network, stem):
     from flaxmed.benchmark.jax_network import JaxNetwork
     from flaxmed.benchmark.pytorch import PyTorchNetwork
 
-    options = dict(size=40, channels=3, classes=8, stem=stem, batch=2, dtype="float32")
-    theirs = PyTorchNetwork(network, way="eager", **options)
-    assert theirs.parameters == JaxNetwork(network, **options).parameters
+    setting = Setting(size=40, stem=stem, batch=2)
+    theirs = PyTorchNetwork(network, setting, "eager")
+    assert theirs.parameters == JaxNetwork(network, setting).parameters
     theirs.train_step()
     theirs.infer(1)

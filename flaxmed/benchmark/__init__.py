@@ -21,56 +21,14 @@ import numpy as np
 
 from flaxmed.benchmark.jax_network import JaxNetwork
 from flaxmed.benchmark.pytorch import PyTorchNetwork, pytorch_version
+from flaxmed.benchmark.setting import Setting
 from flaxmed.models import list_models, native
 from flaxmed.training.rundir import versions
 from flaxmed.types import InputError
 
 __all__ = ["Cost", "Network", "Setting", "about", "measure", "measure_ceiling", "table"]
 
-PYTORCH = ("eager", "compile")
 _PAUSE = 0.2  # seconds in which the other contestant's threads stop spinning
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is measured.
-
-    Attributes:
-        size: side of the images, in pixels.
-        channels: of the images.
-        classes: logits.
-        stem: ``"imagenet"`` or ``"small"``.
-        batch: images per step; inference is also measured with one.
-        dtype: of the computation, ``"float32"`` or ``"bfloat16"``.
-        rounds: timings of each kind.
-        pytorch: PyTorch's ways to run beside: ``"eager"``, ``"compile"``, both or none.
-
-    Raises:
-        InputError: a number below 1, an unknown dtype or an unknown way.
-
-    Example:
-        >>> Setting(size=28, stem="small").batch
-        64
-    """
-
-    size: int = 28
-    channels: int = 3
-    classes: int = 8
-    stem: str = "small"
-    batch: int = 64
-    dtype: str = "float32"
-    rounds: int = 5
-    pytorch: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("size", "channels", "classes", "batch", "rounds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
-        for way in self.pytorch:
-            if way not in PYTORCH:
-                raise InputError(f"pytorch must be of {', '.join(PYTORCH)}, got {way!r}")
 
 
 class Network(Protocol):
@@ -167,13 +125,9 @@ def measure(network: str, setting: Setting) -> list[Cost]:
     """
     if network not in list_models():
         raise InputError(f"network must be one of {', '.join(list_models())}, got {network!r}")
-    options: dict[str, Any] = {
-        name: getattr(setting, name)
-        for name in ("size", "channels", "classes", "stem", "batch", "dtype")
-    }
-    ours = JaxNetwork(network, **options)
+    ours = JaxNetwork(network, setting)
     networks: list[Network] = [ours]
-    networks += [PyTorchNetwork(network, way=way, **options) for way in setting.pytorch]
+    networks += [PyTorchNetwork(network, setting, way) for way in setting.pytorch]
     train = _take_turns([n.train_step for n in networks], setting.rounds)
     infer = _take_turns(
         [functools.partial(n.infer, setting.batch) for n in networks], setting.rounds

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from flaxmed.benchmark.setting import Setting
 from flaxmed.models import create_model
 from flaxmed.summary import summarize
 from flaxmed.training.step import init_state, make_train_step
@@ -22,23 +23,15 @@ class JaxNetwork:
 
     name = "flaxmed"
 
-    def __init__(
-        self,
-        network: str,
-        *,
-        size: int,
-        channels: int,
-        classes: int,
-        stem: str,
-        batch: int,
-        dtype: str,
-    ):
+    def __init__(self, network: str, setting: Setting):
+        size, channels, classes = setting.size, setting.channels, setting.classes
+        batch = setting.batch
         model = create_model(
             network,
             classes,
             in_channels=channels,
-            stem=stem,
-            dtype=jnp.dtype(dtype),
+            stem=setting.stem,
+            dtype=jnp.dtype(setting.dtype),
             rngs=nnx.Rngs(0),
         )
         table = summarize(model, (size, size, channels))

@@ -9,6 +9,7 @@ import time
 import warnings
 from typing import Any
 
+from flaxmed.benchmark.setting import Setting
 from flaxmed.types import InputError
 
 _MODELS = {"resnet18": "resnet18", "densenet121": "densenet121", "xception": "legacy_xception"}
@@ -54,25 +55,16 @@ def _packages() -> tuple[Any, Any]:
 class PyTorchNetwork:
     """One of timm's networks, trained by SGD with momentum; bfloat16 by autocast."""
 
-    def __init__(
-        self,
-        network: str,
-        *,
-        way: str,
-        size: int,
-        channels: int,
-        classes: int,
-        stem: str,
-        batch: int,
-        dtype: str,
-    ):
+    def __init__(self, network: str, setting: Setting, way: str):
+        size, channels, classes = setting.size, setting.channels, setting.classes
+        batch = setting.batch
         torch, timm = _packages()
         self._torch = torch
         self.name = f"PyTorch {way}"
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         last = torch.channels_last
         model = timm.create_model(_MODELS[network], num_classes=classes, in_chans=channels)
-        if stem == "small":
+        if setting.stem == "small":
             _small_stem(torch, model, network, channels)
         model = model.to(self._device, memory_format=last)
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -86,7 +78,7 @@ class PyTorchNetwork:
         self._batch = batch
         self._labels = torch.randint(0, classes, (batch,), device=self._device)
         self._autocast = lambda: torch.autocast(
-            self._device, torch.bfloat16, enabled=dtype == "bfloat16"
+            self._device, torch.bfloat16, enabled=setting.dtype == "bfloat16"
         )
         start = time.perf_counter()
         self.train_step()

@@ -20,6 +20,7 @@ from flaxmed.models.operations import (
     conv2d,
     in_native_code,
     lowering,
+    lowering_on,
     max_pool,
     scaled_conv2d,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "conv2d",
     "conv_norm",
     "lowering",
+    "lowering_on",
     "max_pool",
     "set_batch_norm_momentum",
 ]

@@ -60,6 +60,16 @@ def lowering(mode: str) -> Iterator[None]:
         _lowering = before
 
 
+def lowering_on(devices: int) -> str:
+    """The mode for a batch that is spread over this many devices: ``native`` serves one alone.
+
+    Example:
+        >>> lowering_on(1), lowering_on(8)
+        ('auto', 'jax')
+    """
+    return "auto" if devices == 1 else "jax"
+
+
 def in_native_code(dtype: Any) -> bool:
     """Whether operations on ``dtype`` go to the functions of ``native``, under this lowering."""
     return _lowering == "auto" and native.serves(dtype)

@@ -22,6 +22,7 @@ from flaxmed.data.splits import describe, image_digests
 from flaxmed.evaluation.metrics import score
 from flaxmed.inference import predict_logits, standardise
 from flaxmed.models import native
+from flaxmed.models.layers import lowering_on
 from flaxmed.training import rundir
 from flaxmed.training.augment import make_transforms
 from flaxmed.training.batches import fetch_kind, images_before, open_batches
@@ -114,7 +115,7 @@ def train(
         seed=config.seed,
         class_weights=class_weights(config, dataset),
         dtype=dtype,
-        lowering="auto" if mesh.size == 1 else "jax",
+        lowering=lowering_on(mesh.size),
     )
     state = init_state(model, optimizer, dtype=dtype)
     last = Checkpoints(run_dir / "checkpoints" / "last")
