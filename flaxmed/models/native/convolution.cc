@@ -35,6 +35,7 @@ constexpr int kVector = 4, kPixels = 6;
 constexpr int kChannels = 2 * kVector;       // output channels of a tile
 constexpr int64_t kCached = 48 * 1024;       // floats of a block of images: 192 KB, in the L2 cache
 constexpr int64_t kPixelsPerPass = 256;      // of a kernel gradient's sums before they are stored
+constexpr int64_t kTerms = 256;              // summed in a row, see Tile
 
 typedef float Vector __attribute__((vector_size(kVector * sizeof(float)), aligned(4)));
 
@@ -148,6 +149,15 @@ struct Run {
   int64_t offset, length;
 };
 
+// Long runs in pieces.
+void AddRun(int64_t offset, int64_t length, std::vector<Run>& runs) {
+  const int64_t pieces = CeilDiv(length, kTerms);
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t first = length * i / pieces;
+    runs.push_back({offset + first, length * (i + 1) / pieces - first});
+  }
+}
+
 // What happens to a tile's sums before they are stored: nothing, or times `factor`, plus `shift`,
 // and then, perhaps, a ReLU.
 struct Ending {
@@ -162,12 +172,23 @@ struct Panel {
 };
 
 // out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
+//
+// The error of a sum grows with the number of terms that are added to it one by one: a kernel of
+// 3x3x512 has 4,608. So some terms make a sum of their own, and these sums are added up.
 template <int kCount>
 void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
           const Ending& ending, float* const* out, int64_t channels) {
-  Vector sum[kCount][2] = {};
+  Vector sum[kCount][2] = {}, total[kCount][2] = {};
   const float* panel = rows.values;
+  int64_t terms = 0;
   for (const Run& run : runs) {
+    if (terms + run.length > kTerms) {
+      for (int p = 0; p < kCount; ++p)
+        for (int half = 0; half < 2; ++half)
+          total[p][half] += sum[p][half], sum[p][half] = Vector{};
+      terms = 0;
+    }
+    terms += run.length;
     const float* pixel[kCount];
     for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
     for (int64_t k = 0; k < run.length; ++k, panel += rows.step) {
@@ -179,6 +200,8 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel
       }
     }
   }
+  for (int p = 0; p < kCount; ++p)
+    for (int half = 0; half < 2; ++half) sum[p][half] += total[p][half];
   if (ending.factor != nullptr) {
     float constants[2][kChannels] = {};
     std::copy_n(ending.factor, channels, constants[0]);
@@ -281,7 +304,7 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
     const Block& block = blocks[task / shares];
     const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     std::vector<Run> runs;  // the taps of a row lie side by side
-    for (int64_t i = 0; i < g.kh; ++i) runs.push_back({i * part.columns * in.c, g.kw * in.c});
+    for (int64_t i = 0; i < g.kh; ++i) AddRun(i * part.columns * in.c, g.kw * in.c, runs);
     const auto at = Corners(g, out, block, part, in.c);
     std::vector<int64_t> to(at.size());
     for (size_t p = 0; p < to.size(); ++p) to[p] = p * out.c;
@@ -385,7 +408,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
         }
       std::vector<Run> runs;
       for (auto [down, across] : phase.taps)
-        runs.push_back({-(down * part.columns + across) * out.c, out.c});
+        AddRun(-(down * part.columns + across) * out.c, out.c, runs);
       const int64_t depth = phase.taps.size() * out.c;
       for (int64_t p = 0; p < panels; ++p)
         Multiply(gradients, at, runs, {packed + phase.panels + p * depth * kChannels, kChannels}, {},
