@@ -128,13 +128,35 @@ def test_many_callers_at_once_neither_wait_for_ever_nor_disturb_each_other():
 def test_other_dtypes_and_lowerings_do_without():
     g = window(8, 8, 4, 6, 3, 1, 1, 1)
     assert native.forms(g, jnp.dtype("float32"))
-    for dtype in ("float64", "bfloat16", "float16"):
+    for dtype in ("float64", "float16"):
         assert native.forms(g, jnp.dtype(dtype)) is None
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
     for mode, used in (("auto", True), ("jax", False), ("xla", False)):
         with lowering(mode):
             text = str(jax.make_jaxpr(lambda x, k: conv2d(x, k, padding=1))(x, kernel))
         assert ("ffi_call" in text) == used
+
+
+@pytest.mark.parametrize("groups", [1, 40])
+def test_bfloat16_is_float32_rounded_once(groups):
+    x, kernel = (
+        normal(0, (4, 9, 9, 40), "bfloat16"),
+        normal(1, (3, 3, 40 // groups, 40), "bfloat16"),
+    )
+
+    def conv(x, kernel):
+        return conv2d(x, kernel, padding=1, groups=groups)
+
+    def widened(x, kernel, cotangent):
+        y, vjp = jax.vjp(conv, x.astype("float32"), kernel.astype("float32"))
+        return y, *vjp(cotangent.astype("float32"))
+
+    assert str(jax.make_jaxpr(conv)(x, kernel)).count("ffi_call") == 1
+    found = value_and_gradients(conv, x, kernel)
+    expected = widened(x, kernel, normal(99, found[0].shape, "bfloat16"))
+    for narrow, wide in zip(found, expected, strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(narrow, wide.astype("bfloat16"))
 
 
 def test_a_batch_on_two_devices_gives_the_same():

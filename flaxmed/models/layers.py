@@ -177,8 +177,8 @@ class BatchNorm(nnx.Module):
     ) -> Float[Array, "n h w c"]:
         wide = x.astype(wide_dtype(self.dtype))
         if not self.use_running_average:
-            if in_native_code(x.dtype):
-                return self._in_native_code(x, mask, relu)
+            if in_native_code(self.dtype):
+                return self._in_native_code(wide, mask, relu).astype(self.dtype)
             mean, var = self._batch_statistics(wide, mask)
         else:
             mean, var = self.mean[...], self.var[...]

@@ -58,15 +58,17 @@ def serves(dtype: Any) -> bool:
         >>> serves(jnp.dtype("float64"))
         False
     """
-    return dtype == jnp.float32 and jax.default_backend() == "cpu" and not why_not()
+    known = dtype in (jnp.float32, jnp.bfloat16)
+    return known and jax.default_backend() == "cpu" and not why_not()
 
 
 def forms(g: ConvWindow, dtype: Any) -> tuple[Form, Form, Form] | None:
     """Forward, input gradient and kernel gradient of a convolution, or None where there are none.
 
-    They are for plain convolutions of any stride and depthwise ones of stride 1, in float32. XLA
-    does not know how to split a call into foreign code: of a batch that is spread over several
-    devices each would compute the whole (see ``lowering("jax")``).
+    They are for plain convolutions of any stride and depthwise ones of stride 1, in float32;
+    bfloat16 is widened on the way in and rounded on the way out. XLA does not know how to split a
+    call into foreign code: of a batch that is spread over several devices each would compute the
+    whole (see ``lowering("jax")``).
 
     Args:
         g: the convolution.
@@ -92,7 +94,8 @@ def _call(
     )
     (top, _), (left, _) = g.pads
     options |= {"stride": np.int64(g.stride), "top": np.int64(top), "left": np.int64(left)}
-    return function(*operands, **options)
+    wide = (operand.astype(jnp.float32) for operand in operands)
+    return function(*wide, **options).astype(operands[0].dtype)
 
 
 def scaled_conv(
@@ -110,7 +113,7 @@ def scaled_conv(
     Args:
         g: the convolution, of one group.
         relu: whether a ReLU follows.
-        x: images, float32.
+        x: images, float32 or bfloat16.
         kernel: as for ``conv2d``.
         factor, shift: of each output channel.
 
