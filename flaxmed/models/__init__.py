@@ -76,6 +76,7 @@ def create_model(
     stem: str = "imagenet",
     weights: str | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
     rngs: nnx.Rngs,
 ) -> ResNet | DenseNet | Xception:
     """Builds a network by name.
@@ -87,6 +88,7 @@ def create_model(
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels.
         weights: None, for random initial weights.
         dtype: Of the computation; see the network's class.
+        remat: Whether training computes norms a second time to save memory.
         rngs: Source of the initial values.
 
     Returns:
@@ -105,4 +107,6 @@ def create_model(
         raise InputError(
             f"weights={weights!r}: loading published weights is not available yet, use weights=None"
         )
-    return network(num_classes, in_channels=in_channels, stem=stem, dtype=dtype, rngs=rngs)
+    return network(
+        num_classes, in_channels=in_channels, stem=stem, dtype=dtype, remat=remat, rngs=rngs
+    )

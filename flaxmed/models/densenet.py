@@ -27,6 +27,7 @@ from flaxmed.models.layers import (
     check_network,
     conv_norm,
     max_pool,
+    run_block,
 )
 
 # torchvision densenet.py: nn.init.kaiming_normal_(m.weight), whose default is fan_in, gain sqrt(2).
@@ -74,9 +75,9 @@ class DenseLayer(nnx.Module):
         self.conv2 = Conv(width, config.growth, 3, padding=1, **options)
 
     def __call__(
-        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+        self, features: list[Float[Array, "n h w _"]], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        x = self.norm1(x, mask, relu=True)
+        x = self.norm1(jnp.concatenate(features, axis=-1), mask, relu=True)
         return self.conv2(conv_norm(self.conv1, self.norm2, x, mask, relu=True))
 
 
@@ -116,6 +117,7 @@ class DenseNet(nnx.Module):
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels: 3x3, stride 1,
             no pool.
         dtype: Of the computation. Parameters, norms and logits stay in float32, unless float64.
+        remat: Whether training computes norms a second time to save memory (``run_block``).
         config: The network in numbers.
         rngs: Source of the initial values.
 
@@ -131,6 +133,7 @@ class DenseNet(nnx.Module):
         in_channels: int = 3,
         stem: str = "imagenet",
         dtype: Any = jnp.float32,
+        remat: bool = False,
         config: DenseNetConfig = DENSENET121,
         rngs: nnx.Rngs,
     ):
@@ -139,6 +142,7 @@ class DenseNet(nnx.Module):
         self.in_channels = in_channels
         self.stem_name = stem
         self.dtype = dtype
+        self.remat = remat
         self.config = config
 
         width = config.stem_width
@@ -211,7 +215,7 @@ class DenseNet(nnx.Module):
             # concatenations fuse into programs that take XLA minutes to compile.
             features = [x]
             for layer in getattr(self, f"stage{i + 1}"):
-                features.append(layer(jnp.concatenate(features, axis=-1), mask))
+                features.append(run_block(layer, features, mask, remat=self.remat))
             x = maps[f"stage{i + 1}"] = jnp.concatenate(features, axis=-1)
         maps["final"] = self.norm(x, mask, relu=True)
         return maps

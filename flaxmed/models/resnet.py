@@ -27,6 +27,7 @@ from flaxmed.models.layers import (
     check_network,
     conv_norm,
     max_pool,
+    run_block,
 )
 
 CONV_INITS = {
@@ -109,6 +110,7 @@ class ResNet(nnx.Module):
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels: 3x3, stride 1,
             no pool, and the initial values of MedMNIST's ResNet-18.
         dtype: Of the computation. Parameters, norms and logits stay in float32, unless float64.
+        remat: Whether training computes norms a second time to save memory (``run_block``).
         config: The network in numbers.
         rngs: Source of the initial values.
 
@@ -124,6 +126,7 @@ class ResNet(nnx.Module):
         in_channels: int = 3,
         stem: str = "imagenet",
         dtype: Any = jnp.float32,
+        remat: bool = False,
         config: ResNetConfig = RESNET18,
         rngs: nnx.Rngs,
     ):
@@ -132,6 +135,7 @@ class ResNet(nnx.Module):
         self.in_channels = in_channels
         self.stem_name = stem
         self.dtype = dtype
+        self.remat = remat
         self.config = config
 
         options: dict[str, Any] = dict(
@@ -189,7 +193,7 @@ class ResNet(nnx.Module):
         maps["stem"] = x
         for i in range(len(self.config.stage_sizes)):
             for block in getattr(self, f"stage{i + 1}"):
-                x = block(x, mask)
+                x = run_block(block, x, mask, remat=self.remat)
             maps[f"stage{i + 1}"] = x
         maps["final"] = x
         return maps

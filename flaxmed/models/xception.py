@@ -35,6 +35,7 @@ from flaxmed.models.layers import (
     check_network,
     conv_norm,
     max_pool,
+    run_block,
 )
 
 # Keras Conv2D, SeparableConv2D (depthwise and pointwise) and Dense: kernel_initializer
@@ -230,6 +231,7 @@ class Xception(nnx.Module):
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels: both convolutions
             with stride 1 and SAME padding.
         dtype: Of the computation. Parameters, norms and logits stay in float32, unless float64.
+        remat: Whether training computes norms a second time to save memory (``run_block``).
         config: The network in numbers.
         rngs: Source of the initial values.
 
@@ -250,6 +252,7 @@ class Xception(nnx.Module):
         in_channels: int = 3,
         stem: str = "imagenet",
         dtype: Any = jnp.float32,
+        remat: bool = False,
         config: XceptionConfig = KERAS,
         rngs: nnx.Rngs,
     ):
@@ -258,6 +261,7 @@ class Xception(nnx.Module):
         self.in_channels = in_channels
         self.stem_name = stem
         self.dtype = dtype
+        self.remat = remat
         self.config = config
 
         options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
@@ -308,10 +312,12 @@ class Xception(nnx.Module):
         maps: OrderedDict[str, Array] = OrderedDict()
         x = maps["stem"] = self.stem(images.astype(self.dtype), mask)
         for i in range(1, len(self.config.entry_widths) + 1):
-            x = maps[f"entry{i}"] = getattr(self, f"entry{i}")(x, mask)
+            x = run_block(getattr(self, f"entry{i}"), x, mask, remat=self.remat)
+            maps[f"entry{i}"] = x
         for i in range(1, self.config.middle_blocks + 1):
-            x = maps[f"middle{i}"] = getattr(self, f"middle{i}")(x, mask)
-        x = maps["exit1"] = self.exit1(x, mask)
+            x = run_block(getattr(self, f"middle{i}"), x, mask, remat=self.remat)
+            maps[f"middle{i}"] = x
+        x = maps["exit1"] = run_block(self.exit1, x, mask, remat=self.remat)
         x = maps["exit2"] = self.exit2(x, mask, relu=True)
         x = maps["exit3"] = self.exit3(x, mask, relu=True)
         maps["final"] = x
