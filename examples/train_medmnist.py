@@ -11,13 +11,14 @@ The README says what to expect of it, and how long it takes.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from flaxmed.cli import Parser, run_command
 from flaxmed.data import load_dataset
 from flaxmed.evaluation import evaluate_run, write_comparison
-from flaxmed.training import TrainConfig, check_run, default_dir, train
+from flaxmed.training import TrainConfig, check_run, default_dir, train_seeds
 
 # The phantom shows much in little: a few epochs of the networks as published, which shrink an
 # image at once, take minutes on two CPU cores (real images of 28 to 64 px get the small stem).
@@ -46,21 +47,22 @@ def main() -> None:
         changes["epochs"] = args.epochs
     configs = [
         TrainConfig.from_recipe(
-            args.recipe, dataset=args.dataset, size=args.size, model=model, seed=seed, **changes
+            args.recipe, dataset=args.dataset, size=args.size, model=model, **changes
         )
         for model in args.models
-        for seed in args.seeds
     ]
     dataset = load_dataset(args.dataset, size=args.size, data_dir=args.data_dir)
-    places = [default_dir(config, dataset.info) for config in configs]
-    out = args.out or places[0].parent
-    runs = {out / place.name: config for place, config in zip(places, configs, strict=True)}
-    for run_dir, config in runs.items():  # a mistake in the last one shows before the first runs
-        check_run(config, dataset, out=run_dir)
-    for run_dir, config in runs.items():
-        train(config, dataset, out=run_dir)
-        evaluate_run(run_dir)
-    print(write_comparison(list(runs), out))
+    out = args.out or default_dir(configs[0], dataset.info).parent
+    for config in configs:  # a mistake in the last one shows before the first runs
+        for seed in args.seeds:
+            own = dataclasses.replace(config, seed=seed)
+            check_run(own, dataset, out=out / default_dir(own, dataset.info).name)
+    run_dirs = []
+    for config in configs:
+        for run in train_seeds(config, args.seeds, dataset, out=out):
+            evaluate_run(run.dir)
+            run_dirs.append(run.dir)
+    print(write_comparison(run_dirs, out))
     print(f"\ntable, figures and predictions: {out}")
 
 

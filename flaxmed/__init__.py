@@ -24,7 +24,7 @@ _HOME = {
     ),
     "flaxmed.models": ("DenseNet121", "ResNet18", "Xception", "create_model", "list_models"),
     "flaxmed.data": ("list_datasets", "load_dataset"),
-    "flaxmed.training": ("Run", "TrainConfig", "load_model", "train"),
+    "flaxmed.training": ("Run", "TrainConfig", "load_model", "train", "train_seeds"),
     "flaxmed.inference": ("predict",),
     "flaxmed.evaluation": ("Comparison", "Report", "compare", "evaluate"),
 }

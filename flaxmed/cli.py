@@ -105,9 +105,15 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--batch-size", type=int)
     command.add_argument("--learning-rate", type=float)
     command.add_argument("--seed", type=int)
+    command.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="a run for each")
     command.add_argument("--dtype", help="float32, bfloat16 or float64")
     command.add_argument("--early-stopping", type=int, metavar="EPOCHS")
     command.add_argument("--fetch", help="resident, streamed or auto")
+    command.add_argument("--steps-per-call", type=int, metavar="STEPS", help="of resident training")
+    command.add_argument("--accumulate", type=int, metavar="PARTS", help="micro-batches per update")
+    command.add_argument(
+        "--remat", action="store_true", default=None, help="compute norms twice, to save memory"
+    )
     command.add_argument(
         "--class-weights", nargs="+", metavar="W", help="balanced, or one number per class"
     )
@@ -119,14 +125,14 @@ def _add_train(commands: Any) -> None:
     )
     command.add_argument("--config", type=Path, metavar="JSON", help="settings from a file")
     command.add_argument("--data-dir", type=Path, help="where data files lie or go")
-    command.add_argument("--out", type=Path, help="run directory")
+    command.add_argument("--out", type=Path, help="run directory; with --seeds the folder of all")
     command.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run")
     command.set_defaults(call=_train)
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from flaxmed.evaluation import evaluate_run
-    from flaxmed.training import train
+    from flaxmed.evaluation import compare_runs, evaluate_run
+    from flaxmed.training import train, train_seeds
     from flaxmed.training.rundir import read_config
 
     if arguments.resume is not None:
@@ -140,6 +146,15 @@ def _train(arguments: argparse.Namespace) -> None:
         config, out = read_config(arguments.resume), arguments.resume
     else:
         config, out = _config(arguments), arguments.out
+    if arguments.seeds is not None:
+        if arguments.seed is not None:
+            raise InputError("--seed is for one run, --seeds for several; leave one out")
+        runs = train_seeds(config, arguments.seeds, out=out, data_dir=arguments.data_dir)
+        for run in runs:
+            evaluate_run(run.dir)
+        print(compare_runs([run.dir for run in runs]))
+        print(f"\nwritten to {' '.join(str(run.dir) for run in runs)}")
+        return
     run = train(config, out=out, data_dir=arguments.data_dir)
     print(evaluate_run(run.dir))
     print(f"\nwritten to {run.dir}")
@@ -156,6 +171,9 @@ _SETTINGS = (
     "dtype",
     "early_stopping",
     "fetch",
+    "steps_per_call",
+    "accumulate",
+    "remat",
 )
 
 

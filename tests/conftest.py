@@ -142,3 +142,26 @@ def forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def data() -> Any:
+    """A phantom of 27 training images: in batches of 8 the last of an epoch is padded, also over
+    two devices."""
+    from flaxmed.data.phantom import load_phantom
+
+    return load_phantom(size=32, n_train=27, n_val=21, n_test=19)
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained under the name of ResNet-18 is a network that a test can train."""
+    from flaxmed.models.resnet import ResNet
+    from flaxmed.training import run
+    from tests.tiny_runs import TINY
+
+    def create(name: str, num_classes: int, **options: Any) -> Any:
+        assert name == "resnet18"
+        return ResNet(num_classes, config=TINY, **options)
+
+    monkeypatch.setattr(run, "create_model", create)

@@ -68,6 +68,12 @@ def test_version_and_help(capsys):
         (["train", "--resume", "no/such/run"], "no/such/run"),
         (["train", "--config", "no/such.json"], "no/such.json"),
         (["train", "--resume", "r", "--seed", "0"], "leave out --seed"),
+        (["train", "--resume", "r", "--remat"], "leave out --remat"),
+        (
+            ["train", "--seed", "0", "--seeds", "1", "2"],
+            "--seed is for one run, --seeds for several",
+        ),
+        (["train", "--seeds", "1", "1"], "seeds: expected one or more, all different, got 1 1"),
         (["train", "--resume", "r", "--learning-rate", "9"], "leave out --learning-rate"),
         (["train", "--config", "c", "--recipe", "medmnist"], "leave out --recipe"),
         (["train", "--augment", "none", "flips"], "--augment none: expected none alone"),

@@ -19,56 +19,16 @@ import flaxmed
 from flaxmed.data.phantom import load_phantom
 from flaxmed.evaluation.worst import read_thumbnails, worst_images
 from flaxmed.models.layers import BatchNorm
-from flaxmed.models.resnet import RESNET18, ResNet, ResNetConfig
-from flaxmed.training import AugmentConfig, Interrupted, OptimizerConfig, TrainConfig
+from flaxmed.models.resnet import RESNET18
+from flaxmed.training import Interrupted, OptimizerConfig, TrainConfig
+from flaxmed.training import group as group_module
 from flaxmed.training import loop as loop_module
 from flaxmed.training import run as run_module
 from flaxmed.training.progress import Progress
 from flaxmed.types import InputError, Preprocessing, RunError, Task
+from tests.tiny_runs import assert_same_run, config, fit, weights
 
-TINY = ResNetConfig(stage_sizes=(1, 1), widths=(4, 8), bn=RESNET18.bn)
-
-
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    def create(name, num_classes, **options):
-        assert name == "resnet18"
-        return ResNet(num_classes, config=TINY, **options)
-
-    monkeypatch.setattr(run_module, "create_model", create)
-
-
-@pytest.fixture(scope="module")
-def data():
-    # 27 training images in batches of 8: the last batch of an epoch is padded, also over 2 devices
-    return load_phantom(size=32, n_train=27, n_val=21, n_test=19)
-
-
-def config(**changes):
-    usual = {
-        "stem": "imagenet",
-        "epochs": 3,
-        "batch_size": 8,
-        "eval_batch_size": 8,
-        "augment": AugmentConfig(flips=True, rotation=10, intensity=0.1),
-        "optimizer": OptimizerConfig(warmup_epochs=1),
-    }
-    return TrainConfig(**{**usual, **changes})
-
-
-def fit(data, out, **changes):
-    return flaxmed.train(config(**changes), data, out=out, progress=False)
-
-
-def weights(run):
-    return jax.tree.map(np.asarray, run_module.init_weights(run.model))
-
-
-def assert_same_run(one, other):
-    jax.tree.map(np.testing.assert_array_equal, weights(one), weights(other))
-    for name in ("val", "test"):
-        np.testing.assert_array_equal(one.predictions[name].logits, other.predictions[name].logits)
-    assert (one.dir / "metrics.jsonl").read_bytes() == (other.dir / "metrics.jsonl").read_bytes()
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def test_a_run_writes_what_a_reader_needs(data, tmp_path):
@@ -131,15 +91,15 @@ def test_the_model_comes_back_as_it_was(data, tmp_path):
 @pytest.mark.slow
 def test_the_best_epoch_is_kept_not_the_last(data, tmp_path, monkeypatch):
     scores = iter([0.6, 0.9, 0.7])
-    real = loop_module.score
+    real = group_module.score
     monkeypatch.setattr(
-        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+        group_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
     )
     run = fit(data, tmp_path / "three")
     assert run.summary["best_epoch"] == 1
     scores = iter([0.6, 0.9])
     monkeypatch.setattr(
-        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+        group_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
     )
     # a constant rate makes the first two epochs of both runs the same
     constant = OptimizerConfig(schedule="constant", warmup_epochs=0)
@@ -152,9 +112,9 @@ def test_the_best_epoch_is_kept_not_the_last(data, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_early_stopping_counts_epochs_since_the_best(data, tmp_path, monkeypatch):
     scores = iter([0.6, 0.9, 0.7, 0.8, 0.95])
-    real = loop_module.score
+    real = group_module.score
     monkeypatch.setattr(
-        loop_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
+        group_module, "score", lambda predictions: {**real(predictions), "auc": next(scores)}
     )
     run = fit(data, tmp_path / "run", epochs=5, early_stopping=2)
     assert [row["val_auc"] for row in run.history] == [0.6, 0.9, 0.7, 0.8]
@@ -210,7 +170,8 @@ def test_recipes_have_folders_of_their_own(data):
 @pytest.mark.slow
 def test_progress_says_pace_time_left_loss_and_auc(data, tmp_path, capsys, monkeypatch):
     flaxmed.train(config(epochs=2), data, out=tmp_path / "lines")
-    first, second = capsys.readouterr().err.splitlines()
+    where, first, second = capsys.readouterr().err.splitlines()
+    assert where == "resnet18 seed 0  training images: on the device, 0.0 MB"
     number = r"\d+\.\d{4}"
     assert re.fullmatch(
         rf"resnet18 seed 0  epoch   1/2  loss {number}  val loss {number}  val acc {number}  "
@@ -250,7 +211,7 @@ def test_metrics_after_the_checkpoint_are_cut_and_computed_again(data, tmp_path,
 
 def test_a_finished_run_is_read_back_not_trained_again(data, tmp_path, monkeypatch):
     first = fit(data, tmp_path / "run")
-    monkeypatch.setattr(loop_module, "make_train_step", None)
+    monkeypatch.setattr(group_module, "make_step_function", None)
     assert_same_run(first, fit(data, tmp_path / "run"))
 
 
@@ -285,14 +246,10 @@ def test_a_non_finite_loss_stops_the_run_soon_and_with_its_step(tmp_path, monkey
     wild = OptimizerConfig(
         name="sgd", learning_rate=1e30, schedule="constant", warmup_epochs=0, clip_norm=None
     )
-    steps = []
-    make = loop_module.make_train_step
-
-    def counted(*args, **options):
-        step = make(*args, **options)
-        return lambda *inputs: (steps.append(1), step(*inputs))[1]
-
-    monkeypatch.setattr(loop_module, "make_train_step", counted)
+    steps, real = [], Progress.advance
+    monkeypatch.setattr(
+        Progress, "advance", lambda self, count: (steps.append(1), real(self, count))
+    )
     # the first step is taken from good weights, the second from what it made of them
     with pytest.raises(RunError, match="not finite at step 2; try a lower learning rate"):
         fit(data, tmp_path / "run", optimizer=wild)
@@ -332,7 +289,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_balanced_weights_are_scikit_learns_up_to_their_scale(data):
-    ours = loop_module.class_weights(config(class_weights="balanced"), data)
+    ours = group_module.class_weights(config(class_weights="balanced"), data)
     labels = data.train.labels
     theirs = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     np.testing.assert_allclose(ours, theirs / theirs.mean(), rtol=1e-6)

@@ -5,6 +5,7 @@ from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
 from flaxmed.training.loop import check_run, default_dir, train
 from flaxmed.training.progress import Interrupted
 from flaxmed.training.run import Run, load_model, load_run
+from flaxmed.training.seeds import train_seeds
 
 __all__ = [
     "AugmentConfig",
@@ -18,4 +19,5 @@ __all__ = [
     "load_run",
     "parse_augment",
     "train",
+    "train_seeds",
 ]

@@ -107,7 +107,7 @@ def augment(
     images: Float[Array, "n h w c"],
     transforms: tuple[Transform, ...],
     *,
-    seed: int,
+    seed: Int[Array, ""] | int,
     epoch: Int[Array, ""] | int,
     rows: Int[Array, " n"],
 ) -> Float[Array, "n h w c"]:

@@ -104,3 +104,15 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(
             f"{folder}: cannot save the checkpoint: {error.strerror or error}"
         ) from error
+
+
+def saved_step(folder: Path) -> int:
+    """Step of the newest checkpoint in ``folder``, 0 if there is none.
+
+    Example:
+        >>> saved_step(Path("no/such/folder"))
+        0
+    """
+    if not folder.is_dir():
+        return 0
+    return max(map(int, ocp.path.step.checkpoint_steps(folder)), default=0)

@@ -209,6 +209,12 @@ class TrainConfig:
         fetch: ``resident`` (images on the device), ``streamed`` (read by worker threads as they
             are needed) or ``auto`` by size. The batches are the same, bit for bit.
         eval_batch_size: for validation and test; changes no result beyond rounding.
+        steps_per_call: training steps in one compiled call where the images are on the device;
+            None: one on a CPU, elsewhere by the size of a batch. Changes no result beyond rounding.
+        accumulate: micro-batches into which a batch is split to save memory; their gradients make
+            one update, BatchNorm's statistics are those of each micro-batch.
+        remat: keep only what convolutions gave for the backward pass and compute norms and
+            concatenations anew: less memory, more time, the same result to rounding.
 
     Example:
         >>> config = TrainConfig.from_recipe("medmnist", dataset="breastmnist", epochs=10)
@@ -237,6 +243,9 @@ class TrainConfig:
     recipe: str = "default"
     fetch: Literal["auto", "resident", "streamed"] = "auto"
     eval_batch_size: int = 128
+    steps_per_call: int | None = None
+    accumulate: int = 1
+    remat: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -248,6 +257,9 @@ class TrainConfig:
         _range("epochs", self.epochs, least=1)
         _range("batch_size", self.batch_size, least=1)
         _range("eval_batch_size", self.eval_batch_size, least=1)
+        if self.steps_per_call is not None:
+            _range("steps_per_call", self.steps_per_call, least=1)
+        _range("accumulate", self.accumulate, least=1, most=self.batch_size)
         _range("seed", self.seed, least=0, below=2**32)
         if self.batch_norm_momentum is not None:
             _range("batch_norm_momentum", self.batch_norm_momentum, least=0, below=1)

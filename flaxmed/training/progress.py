@@ -90,12 +90,14 @@ class Progress:
             self.bar.set_postfix(self.notes, refresh=False)
             self.bar.update(self.done - self.bar.n)
 
-    def epoch(self, row: dict[str, Any], best: bool) -> None:
-        """An epoch ended with this row of metrics."""
+    def epoch(self, row: dict[str, Any], best: bool, name: str | None = None) -> None:
+        """An epoch ended with this row of metrics, of the run of this name."""
         self.notes["val AUC"] = _number(row["val_auc"])
         self.loss(row["train_loss"])
         if self.show and self.bar is None:
-            print(f"{self.name}  {self.line(row)}{'  best' if best else ''}", file=sys.stderr)
+            print(
+                f"{name or self.name}  {self.line(row)}{'  best' if best else ''}", file=sys.stderr
+            )
 
     def line(self, row: dict[str, Any]) -> str:
         """One line for an epoch, for logs."""

@@ -113,6 +113,7 @@ def build_model(config: TrainConfig, info: DatasetInfo, size: Sequence[int]) -> 
         in_channels=info.channels,
         stem=("small" if max(size) <= 64 else "imagenet") if config.stem == "auto" else config.stem,
         dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
         rngs=nnx.Rngs(config.seed),
     )
     if config.batch_norm_momentum is not None:

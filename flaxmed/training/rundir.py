@@ -15,8 +15,9 @@ from typing import Any
 from flaxmed.training.config import TrainConfig
 from flaxmed.types import InputError, RunError
 
-# how images are fetched and how many are evaluated at once decide the speed, not the result
-FREE_SETTINGS = ("fetch", "eval_batch_size")
+# how images are fetched, how many are evaluated at once and what is computed twice to save memory
+# decide the speed, not the result
+FREE_SETTINGS = ("fetch", "eval_batch_size", "steps_per_call", "remat")
 PACKAGES = ("flaxmed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

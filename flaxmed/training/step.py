@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +44,9 @@ class TrainState:
     bad_step: Any
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Array]]
+Seed = int | Array
+StepFunction = Callable[..., tuple[TrainState, Array]]  # of a state, a batch and a seed
+TrainStep = Callable[..., tuple[TrainState, Array]]  # of a state and a batch
 
 
 def per_example_loss(
@@ -119,42 +123,28 @@ def zero_sums(dtype: Any = jnp.float32) -> dict[str, Array]:
     return {name: jnp.zeros((), dtype) for name in ("loss", "correct", "weight", "count")}
 
 
-def make_train_step(
+def make_step_function(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
     *,
     task: Task,
     preprocessing: Preprocessing,
     transforms: tuple[Transform, ...] = (),
-    seed: int = 0,
     class_weights: Float[Array, " k"] | None = None,
     dtype: Any = jnp.float32,
     lowering: str = "auto",
-) -> TrainStep:
-    """The jitted, donated step ``(state, batch) -> (state, loss)``.
+    accumulate: int = 1,
+) -> StepFunction:
+    """One step as a plain function ``(state, batch, seed) -> (state, loss)``.
 
-    Under ``jit`` with the batch split over a mesh, every sum over the batch (loss, gradients,
-    BatchNorm statistics) is over the global batch.
-
-    Args:
-        model: gives the structure; its values are not used.
-        optimizer: see ``optimizer.py``.
-        task: decides the loss.
-        preprocessing: normalisation, after augmentation.
-        transforms, seed: augmentation, keyed by (seed, epoch, row).
-        class_weights: ``[k]`` or None.
-        dtype: of images and loss: float32, or float64.
-        lowering: of the network's operations: see ``flaxmed.models.layers.lowering``.
-
-    Returns:
-        A function of a :class:`TrainState`, which it consumes, and a batch: ``images`` uint8
-        ``[n, h, w, c]``, ``labels``, ``rows`` int ``[n]``, ``mask`` bool ``[n]`` (False is
-        padding), ``epoch`` int. It returns the next state and the batch's mean loss.
+    It is there to be compiled: alone (:func:`make_train_step`), many in a row (:func:`many_steps`)
+    or several seeds side by side (``stacked.py``). The arguments are those of
+    :func:`make_train_step`; the seed may be traced.
     """
     train_view = nnx.view(model, use_running_average=False)
     graphdef, *_ = nnx.split(train_view, nnx.Param, nnx.BatchStat)
 
-    def loss_and_rest(params: Any, batch_stats: Any, batch: Batch) -> tuple[Array, Any]:
+    def summed_loss(params: Any, batch_stats: Any, batch: Batch, seed: Seed) -> tuple[Array, Any]:
         images = batch["images"].astype(dtype) / 255
         images = augment(images, transforms, seed=seed, epoch=batch["epoch"], rows=batch["rows"])
         network = nnx.merge(graphdef, params, batch_stats)
@@ -169,13 +159,30 @@ def make_train_step(
             "count": batch["mask"].sum(),
         }
         new_stats = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
-        return sums["loss"] / sums["weight"], (new_stats, sums)
+        return sums["loss"], (new_stats, {name: sums[name].astype(dtype) for name in sums})
 
-    @jax.jit(donate_argnums=0)
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-        grad = jax.value_and_grad(loss_and_rest, has_aux=True)
+    def gradients(state: TrainState, batch: Batch, seed: Seed) -> tuple[Any, Any, dict[str, Array]]:
+        """Of the summed loss, with the batch statistics and the sums after the batch."""
+        grad = jax.grad(summed_loss, has_aux=True)
+        if accumulate == 1:
+            grads, (batch_stats, sums) = grad(state.params, state.batch_stats, batch, seed)
+            return grads, batch_stats, sums
+
+        def add_one(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+            grads, batch_stats, sums = total
+            more = grad(state.params, batch_stats, micro_batch | {"epoch": batch["epoch"]}, seed)
+            more_grads, (batch_stats, more_sums) = more
+            return (add(grads, more_grads), batch_stats, add(sums, more_sums)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, zero_sums(dtype)
+        total, _ = jax.lax.scan(add_one, zeros, micro_batches(batch, accumulate))
+        return total
+
+    def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Array]:
         with layers.lowering(lowering):
-            (loss, (batch_stats, sums)), grads = grad(state.params, state.batch_stats, batch)
+            grads, batch_stats, sums = gradients(state, batch, seed)
+        loss = sums["loss"] / sums["weight"]
+        grads = jax.tree.map(lambda grad: grad / sums["weight"].astype(grad.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         state = TrainState(
@@ -183,9 +190,102 @@ def make_train_step(
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            sums={name: state.sums[name] + sums[name].astype(dtype) for name in sums},
+            sums=add(state.sums, sums),
             bad_step=jnp.where(first_bad, state.step, state.bad_step),
         )
         return state, loss
 
     return step
+
+
+def micro_batches(batch: Batch, parts: int) -> Batch:
+    """The arrays of a batch as ``[parts, n / parts, ...]``; without ``epoch``.
+
+    Each takes every ``parts``-th row, so that the padding at the end of the last batch is spread
+    over all, and a batch that is split over devices stays where it is.
+
+    Example:
+        >>> micro_batches({"rows": jnp.arange(6), "epoch": 0}, 2)["rows"].tolist()
+        [[0, 2, 4], [1, 3, 5]]
+    """
+    return {
+        name: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+        for name, array in batch.items()
+        if name != "epoch"
+    }
+
+
+def add(a: Any, b: Any) -> Any:
+    """The sum of two trees of arrays, leaf by leaf.
+
+    Example:
+        >>> add({"a": 1, "b": 2}, {"a": 10, "b": 20})
+        {'a': 11, 'b': 22}
+    """
+    return jax.tree.map(operator.add, a, b)
+
+
+def make_train_step(
+    model: Any, optimizer: optax.GradientTransformation, *, seed: int = 0, **settings: Any
+) -> TrainStep:
+    """The jitted, donated step ``(state, batch) -> (state, loss)``.
+
+    Under ``jit`` with the batch split over a mesh, every sum over the batch (loss, gradients,
+    BatchNorm statistics) is over the global batch.
+
+    Args:
+        model: gives the structure; its values are not used.
+        optimizer: see ``optimizer.py``.
+        seed: of the augmentation.
+        **settings: ``task``, which decides the loss, and ``preprocessing``, the normalisation after
+            augmentation, are needed. ``transforms``: augmentation, keyed by (seed, epoch, row).
+            ``class_weights``: ``[k]`` or None. ``dtype``: of images and loss, float32 or float64.
+            ``lowering``: of the network's operations, see ``flaxmed.models.layers.lowering``.
+            ``accumulate``: micro-batches whose gradients are added up for one update; BatchNorm's
+            statistics are then those of each micro-batch.
+
+    Returns:
+        A function of a :class:`TrainState`, which it consumes, and a batch: ``images`` uint8
+        ``[n, h, w, c]``, ``labels``, ``rows`` int ``[n]``, ``mask`` bool ``[n]`` (False is
+        padding), ``epoch`` int. It returns the next state and the batch's mean loss.
+    """
+    function = make_step_function(model, optimizer, **settings)
+    return compile_training(functools.partial(function, seed=seed), remat=model.remat)
+
+
+def compile_training(function: TrainStep, *, remat: bool = False) -> TrainStep:
+    """``jax.jit`` of a function that consumes its first argument, the state.
+
+    Args:
+        function: of a state, and anything else.
+        remat: whether it computes something anew to save memory. XLA's passes for a CPU would drop
+            the barriers that jax puts there, see the same computation twice and keep its result.
+    """
+    keep_barriers = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    options = keep_barriers if remat and jax.default_backend() == "cpu" else None
+    return jax.jit(function, donate_argnums=0, compiler_options=options)
+
+
+def many_steps(step: TrainStep) -> TrainStep:
+    """Many steps in a row as one function, on images that are on the devices.
+
+    Args:
+        step: ``(state, batch) -> (state, loss)``, of one seed or of several stacked; not compiled.
+
+    Returns:
+        A function of the state, of the split's ``images`` uint8 and ``labels``, and of each step's
+        ``rows`` ``[steps, n]``, ``mask`` ``[steps, n]`` and ``epochs`` ``[steps]``, as
+        ``IndexStream.steps`` gives them. It returns the state after them and the loss of each.
+    """
+
+    def steps(
+        state: TrainState, images: Array, labels: Array, rows: Array, mask: Array, epochs: Array
+    ) -> tuple[TrainState, Array]:
+        def one(state: TrainState, at: tuple[Array, Array, Array]) -> tuple[TrainState, Array]:
+            rows, mask, epoch = at
+            batch = {"images": images[rows], "labels": labels[rows], "rows": rows}
+            return step(state, batch | {"mask": mask, "epoch": epoch})
+
+        return jax.lax.scan(one, state, (rows, mask, epochs))
+
+    return steps

@@ -1,0 +1,303 @@
+"""What goes through one program, a run or several seeds of it, and what is done with its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flaxmed.data.pipeline import IndexStream
+from flaxmed.data.splits import image_digests
+from flaxmed.evaluation.metrics import score
+from flaxmed.inference import predict_logits
+from flaxmed.models.layers import lowering_on
+from flaxmed.training import rundir
+from flaxmed.training.augment import make_transforms
+from flaxmed.training.batches import fetch_kind, images_before
+from flaxmed.training.config import TrainConfig
+from flaxmed.training.memory import peak_memory
+from flaxmed.training.optimizer import make_optimizer
+from flaxmed.training.progress import Progress
+from flaxmed.training.record import Record, epoch_row, time_row
+from flaxmed.training.run import Run, build_model, init_weights, load_into, load_run
+from flaxmed.training.sharding import make_mesh, padded_size, replicate, shard_batch
+from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
+from flaxmed.training.step import (
+    TrainState,
+    TrainStep,
+    init_state,
+    make_step_function,
+)
+from flaxmed.training.thumbnails import save_thumbnails
+from flaxmed.types import Dataset, DatasetInfo, InputError, Predictions, RunError, Split, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that go through one program: usually one, or several seeds of it.
+
+    Attributes:
+        dataset: the data of all.
+        records: what each writes.
+        models: each run's network, filled from the state where it is to evaluate.
+        indices: each run's batches.
+        step: one step of all, to be compiled.
+        state: at the start; of several runs stacked.
+        step_mesh: over which a batch is split, or the runs are spread.
+        mesh: over which a batch is split in evaluation.
+    """
+
+    dataset: Dataset
+    records: list[Record]
+    models: list[nnx.Module]
+    indices: list[IndexStream]
+    step: TrainStep
+    state: TrainState
+    step_mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of the first, which but for the seed are everyone's."""
+        return self.records[0].config
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each run."""
+        return [record.config.seed for record in self.records]
+
+    @property
+    def names(self) -> list[str]:
+        """Of each run, for messages."""
+        return [f"{self.config.model} seed {seed}" for seed in self.seeds]
+
+    @property
+    def done(self) -> int:
+        """Steps done at the start."""
+        return int(self.state.step.ravel()[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.indices[0].steps_per_epoch
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether no run is to go on."""
+        return all(record.stopped_early for record in self.records)
+
+    def progress_bar(self, show: bool) -> Progress:
+        """One bar for all."""
+        images, runs = len(self.dataset.train), len(self.records)
+        return Progress(
+            f"{self.config.model} seed{'s' * (runs > 1)} {' '.join(map(str, self.seeds))}",
+            epochs=self.config.epochs,
+            images=images * runs,
+            done=images_before(self.done, self.indices[0], images) * runs,
+            show=show,
+        )
+
+    def of_each(self, state: TrainState) -> list[TrainState]:
+        """Each run's state."""
+        runs = len(self.records)
+        return [state] if runs == 1 else [take(state, i) for i in range(runs)]
+
+    def end_epoch(self, state: TrainState, done: int, seconds: float, bar: Progress) -> None:
+        """Validate every run that goes on; write down and keep what it has come to."""
+        for record, model, own in zip(self.records, self.models, self.of_each(state), strict=True):
+            if record.stopped_early:
+                continue
+            began = time.monotonic()
+            own = replicate(own, self.mesh)
+            load_into(model, own)
+            row = epoch_row(own, done, self.steps_per_epoch)
+            row |= validate(model, record.config, self.dataset, self.mesh, done)
+            own = dataclasses.replace(own, sums=jax.tree.map(jnp.zeros_like, own.sums))
+            is_best = record.end_epoch(own, row)
+            bar.epoch(row, is_best, f"{record.config.model} seed {record.config.seed}")
+            evaluation = time.monotonic() - began
+            self._note_time(record, done, seconds, evaluation)
+
+    def stop(self, state: TrainState, done: int, seconds: float) -> None:
+        """Save every run in the middle of an epoch."""
+        for record, own in zip(self.records, self.of_each(state), strict=True):
+            self._note_time(record, done, seconds, 0.0)
+            record.stop(done, own)
+
+    def _note_time(self, record: Record, done: int, seconds: float, evaluation: float) -> None:
+        # of what all did together each gets its share
+        share = seconds / len(self.records)
+        record.timing.append(time_row(done, self.steps_per_epoch, share, evaluation))
+
+    def finish(self) -> list[Run]:
+        """Predict with each run's best epoch, and write what is known at the end."""
+        runs = []
+        for record, model in zip(self.records, self.models, strict=True):
+            record.close()
+            load_into(model, replicate(record.best.restore(init_weights(model)), self.mesh))
+            for name in ("val", "test"):
+                save_predictions(
+                    record.run_dir, name, model, record.config, self.dataset, self.mesh
+                )
+            summary = {
+                "parameters": tree_size(nnx.state(model, nnx.Param)),
+                **record.summary(),
+                "device": device_name(self.step_mesh),
+                "fetch": fetch_kind(record.config, self.dataset.train),
+                "trained_together": self.seeds,
+                "peak_memory_bytes": peak_memory(self.step_mesh),
+            }
+            rundir.write_json(record.run_dir / "run.json", summary)
+            runs.append(load_run(record.run_dir, model))
+        return runs
+
+
+def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
+    """The networks, their state and the program of a step; resumed from the last checkpoints."""
+    config, seeds = next(iter(configs.values())), [config.seed for config in configs.values()]
+    mesh, images = make_mesh(), dataset.train.images
+    width = padded_size(config.batch_size, mesh, parts=config.accumulate)
+    indices = [IndexStream(len(images), config.batch_size, seed=s, width=width) for s in seeds]
+    models = [build_model(own, dataset.info, images.shape[1:3]) for own in configs.values()]
+    optimizer = make_optimizer(
+        config.optimizer, epochs=config.epochs, steps_per_epoch=indices[0].steps_per_epoch
+    )
+    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+    settings: dict[str, Any] = dict(
+        task=dataset.info.task,
+        preprocessing=config.preprocessing,
+        transforms=make_transforms(config.augment, dataset.info.flips),
+        class_weights=class_weights(config, dataset),
+        dtype=dtype,
+        accumulate=config.accumulate,
+    )
+    records = [Record(own, place) for place, own in configs.items()]
+    states = [
+        record.resume(init_state(model, optimizer, dtype=dtype))
+        for record, model in zip(records, models, strict=True)
+    ]
+    if len(seeds) == 1:
+        step_mesh, settings["lowering"] = mesh, lowering_on(mesh.size)
+        function = make_step_function(models[0], optimizer, **settings)
+        step: TrainStep = functools.partial(function, seed=config.seed)
+        state = replicate(states[0], mesh)
+    else:
+        step_mesh, settings["lowering"] = make_seed_mesh(len(seeds)), "jax"
+        function = make_step_function(models[0], optimizer, **settings)
+        step = stacked_step(function, seeds, step_mesh)
+        state = shard_batch(stack(states), step_mesh)
+    return Group(dataset, records, models, indices, step, state, step_mesh, mesh)
+
+
+def class_weights(config: TrainConfig, dataset: Dataset) -> jax.Array | None:
+    """One weight per class, or None; ``balanced`` is inverse to the training counts, mean 1.
+
+    Raises:
+        InputError: another number of weights than classes, or a class without training images.
+    """
+    info = dataset.info
+    if config.class_weights is None:
+        return None
+    if config.class_weights != "balanced":
+        if len(config.class_weights) != info.num_classes:
+            raise InputError(
+                f"setting class_weights: expected {info.num_classes} numbers, one per class, "
+                f"got {len(config.class_weights)}"
+            )
+        return jnp.asarray(config.class_weights, jnp.float32)
+    labels = dataset.train.labels
+    if info.task is Task.MULTILABEL:
+        counts = labels.sum(axis=0)
+    else:
+        counts = np.bincount(labels, minlength=info.num_classes)
+    if (counts == 0).any():
+        missing = info.classes[int((counts == 0).argmax())]
+        raise InputError(f"setting class_weights: class {missing!r} has no training image")
+    weights = counts.sum() / (info.num_classes * counts)
+    return jnp.asarray(weights / weights.mean(), jnp.float32)
+
+
+def validate(
+    model: nnx.Module, config: TrainConfig, dataset: Dataset, mesh: jax.sharding.Mesh, step: int
+) -> dict[str, Any]:
+    """Loss, accuracy and AUC on the validation split.
+
+    Raises:
+        RunError: the logits are not finite.
+    """
+    logits = logits_of(model, config, dataset.val, mesh)
+    if not np.isfinite(logits).all():
+        raise RunError(
+            f"the validation logits are not finite at step {step}; try a lower learning rate"
+        )
+    scores = score(predictions_of(logits, dataset.val, dataset.info))
+    return {f"val_{name}": scores[name] for name in ("loss", "accuracy", "auc")}
+
+
+def logits_of(
+    model: nnx.Module, config: TrainConfig, split: Split, mesh: jax.sharding.Mesh
+) -> np.ndarray:
+    """Logits for a whole split, every image once."""
+    size = padded_size(config.eval_batch_size, mesh)
+    return predict_logits(
+        model, split.images, batch_size=size, put=lambda batch: shard_batch(batch, mesh)
+    )
+
+
+def predictions_of(
+    logits: np.ndarray, split: Split, info: DatasetInfo, *, digests: bool = False
+) -> Predictions:
+    """Predictions on a split from its logits, with the split's ids, groups and class names."""
+    return Predictions(
+        labels=split.labels,
+        logits=logits,
+        task=info.task,
+        ids=split.ids,
+        groups=split.groups,
+        positive=info.positive,
+        classes=info.classes,
+        image_sha256=image_digests(split) if digests else None,
+    )
+
+
+def save_predictions(
+    run_dir: Path,
+    name: str,
+    model: nnx.Module,
+    config: TrainConfig,
+    dataset: Dataset,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """``predictions/NAME.npz``, and ``ideal_NAME.npz`` where the ideal observer is known; of the
+    test images also ``thumbnails.npz``."""
+    folder = run_dir / "predictions"
+    folder.mkdir(exist_ok=True)
+    split, info = dataset.splits[name], dataset.info
+    logits = logits_of(model, config, split, mesh)
+    made = predictions_of(logits, split, info, digests=True)
+    made.save(folder / f"{name}.npz")
+    if name == "test":
+        save_thumbnails(run_dir / "thumbnails.npz", made, split)
+    if dataset.ideal is not None:
+        with np.errstate(divide="ignore"):
+            ideal = dataclasses.replace(made, logits=np.log(dataset.ideal[name]))
+        ideal.save(folder / f"ideal_{name}.npz")
+
+
+def tree_size(tree: Any) -> int:
+    """How many values the arrays of a tree hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def device_name(mesh: jax.sharding.Mesh) -> str:
+    """Such as ``2 x cpu``."""
+    devices = mesh.devices.ravel()
+    return f"{len(devices)} x {devices[0].device_kind}"
