@@ -371,9 +371,9 @@ def _add_bench(commands: Any) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     import shlex
 
-    from flaxmed.benchmark import Setting, about, measure, measure_ceiling, table
+    from flaxmed.benchmark.command import bench
+    from flaxmed.benchmark.setting import Setting
     from flaxmed.models import list_models
-    from flaxmed.training.rundir import write_json
 
     names = ("size", "stem", "channels", "classes", "batch", "dtype", "rounds")
     setting = Setting(
@@ -381,17 +381,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     )
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise InputError(f"--json: {arguments.json.parent}: no such folder")
-    head = about(setting) | {"command": shlex.join(["flaxmed", *sys.argv[1:]])}
-    ceiling = measure_ceiling(setting.dtype)
-    print(f"{head['device']}; convolutions: {head['convolutions']}")
-    print(f"a large matrix product: {ceiling / 1e9:.0f} GFLOP/s, {setting.dtype}")
-    rows: list[dict[str, Any]] = []
-    for model in arguments.models or list_models():
-        rows += [cost.to_dict(setting.batch, ceiling) for cost in measure(model, setting)]
-        if arguments.json is not None:
-            write_json(arguments.json, {**head, "ceiling": ceiling, "rows": rows})
-        print(f"{model} measured", file=sys.stderr)
-    print(table(rows))
+    command = shlex.join(["flaxmed", *sys.argv[1:]])
+    bench(arguments.models or list_models(), setting, command=command, json_path=arguments.json)
 
 
 def _add_datasets(commands: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from typing import Any
 
 import jax
@@ -11,10 +11,12 @@ import numpy as np
 import optax
 from flax import nnx
 
+from flaxmed.benchmark.memory import activation_bytes, peak_bytes
+from flaxmed.benchmark.restart import time_compilation
 from flaxmed.benchmark.setting import Setting
 from flaxmed.models import create_model
 from flaxmed.summary import summarize
-from flaxmed.training.step import init_state, make_train_step
+from flaxmed.training.step import init_state, make_train_step, per_example_loss
 from flaxmed.types import Preprocessing, Task
 
 
@@ -26,6 +28,7 @@ class JaxNetwork:
     def __init__(self, network: str, setting: Setting):
         size, channels, classes = setting.size, setting.channels, setting.classes
         batch = setting.batch
+        self._peak_before = peak_bytes()
         model = create_model(
             network,
             classes,
@@ -38,9 +41,6 @@ class JaxNetwork:
         self.parameters, self.multiply_adds = table.parameters, table.multiply_adds
         optimizer = optax.sgd(1e-3, momentum=0.9)
         self._state = init_state(model, optimizer)
-        step: Any = make_train_step(
-            model, optimizer, task=Task.MULTICLASS, preprocessing=Preprocessing()
-        )
         rng = np.random.default_rng(0)
         shape = (batch, size, size, channels)
         self._batch = {
@@ -50,11 +50,13 @@ class JaxNetwork:
             "mask": jnp.ones(batch, bool),
             "epoch": jnp.asarray(0),
         }
-        start = time.perf_counter()
-        self._step = step.lower(self._state, self._batch).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.activations = kept_for_gradients(model, self._batch)
+        found = time_compilation(functools.partial(self._compiled, model, optimizer))
+        self._step, self.compile_seconds = found.program, found.seconds
+        self.restart_seconds, self.restart_cached = found.restart_seconds, found.cached
         used = self._step.memory_analysis()
         self.memory = None if used is None else int(used.temp_size_in_bytes)
+        self.bytes_accessed = _bytes_accessed(self._step)
 
         graphdef, weights = nnx.split(nnx.view(model, use_running_average=True))
         self._infer = jax.jit(lambda weights, x: nnx.merge(graphdef, weights)(x))
@@ -62,6 +64,19 @@ class JaxNetwork:
         self._images = {
             n: jnp.asarray(rng.normal(size=(n, *shape[1:])), jnp.float32) for n in {1, batch}
         }
+
+    def _compiled(self, model: nnx.Module, optimizer: optax.GradientTransformation) -> Any:
+        """The training step, traced and compiled anew at each call."""
+        step: Any = make_train_step(
+            model, optimizer, task=Task.MULTICLASS, preprocessing=Preprocessing()
+        )
+        return step.lower(self._state, self._batch).compile()
+
+    @property
+    def peak(self) -> int | None:
+        """The most bytes in use on the device; None where an earlier network needed as many."""
+        now = peak_bytes()
+        return None if now is None or now <= (self._peak_before or 0) else now
 
     def train_step(self) -> None:
         """One step on the same batch."""
@@ -72,3 +87,39 @@ class JaxNetwork:
         """Logits of ``images`` images: one, or a batch."""
         result: Any = self._infer(self._weights, self._images[images])
         jax.block_until_ready(result)
+
+
+def kept_for_gradients(model: nnx.Module, batch: dict[str, Any]) -> int:
+    """Bytes that the forward pass of a training step keeps for the backward pass.
+
+    Args:
+        model: a network; its values are not used.
+        batch: ``images`` uint8 ``[n, h, w, c]``, ``labels`` and ``mask``, or their shapes.
+
+    Example:
+        >>> from flaxmed.models import ResNet18
+        >>> model = nnx.eval_shape(lambda: ResNet18(8, stem="small", rngs=nnx.Rngs(0)))
+        >>> batch = {"images": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}
+        >>> batch |= {name: jax.ShapeDtypeStruct((2,), jnp.int32) for name in ("labels", "mask")}
+        >>> kept_for_gradients(model, batch) > 2 * 8 * 8 * 64 * 4  # the first layer's output alone
+        True
+    """
+    train_view = nnx.view(model, use_running_average=False)
+    graphdef, *states = nnx.split(train_view, nnx.Param, nnx.BatchStat)
+    params, statistics = (nnx.to_pure_dict(state) for state in states)
+
+    def loss(params: Any, statistics: Any, batch: dict[str, Any]) -> Any:
+        network: Any = nnx.merge(graphdef, params, statistics)
+        images = batch["images"].astype(jnp.float32) / 255  # a normalisation is fused with it
+        logits = network(images, mask=batch["mask"].astype(bool))
+        return per_example_loss(logits, batch["labels"], Task.MULTICLASS).mean()
+
+    return activation_bytes(loss, params, statistics, batch)
+
+
+def _bytes_accessed(compiled: Any) -> int | None:
+    """By one call of a compiled program, as XLA's analysis has it; None where it has none."""
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) and analysis else analysis
+    found = analysis.get("bytes accessed") if isinstance(analysis, dict) else None
+    return None if found is None else int(found)

@@ -62,6 +62,9 @@ class PyTorchNetwork:
         self._torch = torch
         self.name = f"PyTorch {way}"
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cuda":
+            torch.backends.cudnn.benchmark = True  # XLA, too, tries what is fastest
+            torch.cuda.reset_peak_memory_stats()
         last = torch.channels_last
         model = timm.create_model(_MODELS[network], num_classes=classes, in_chans=channels)
         if setting.stem == "small":
@@ -70,7 +73,8 @@ class PyTorchNetwork:
         self.parameters = sum(p.numel() for p in model.parameters())
         self._optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
         self._model = model
-        self._call = torch.compile(model) if way == "compile" else model
+        # static shapes: a batch and a single image get programs of their own
+        self._call = torch.compile(model, dynamic=False) if way == "compile" else model
         self._images = {
             n: torch.randn(n, channels, size, size).to(self._device, memory_format=last)
             for n in {1, batch}
@@ -85,6 +89,11 @@ class PyTorchNetwork:
         middle = time.perf_counter()
         self.train_step()
         self.compile_seconds = max(0.0, 2 * middle - start - time.perf_counter())
+
+    @property
+    def peak(self) -> int | None:
+        """The most bytes in use on an accelerator since this network was made, by all of torch."""
+        return self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None
 
     def train_step(self) -> None:
         """One step on the same batch."""
