@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +300,115 @@ def test_input_that_does_not_fit_is_one_line(tmp_path, capsys, change, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not out.exists()
+
+
+# ----------------------------------------------------------------------------- the rows of the GPU
+
+
+def rows_of(script_rows, budget):
+    """What gpu.py makes of these rows, and what it saved after each."""
+    gpu = script("gpu")
+    saved = []
+    rows = script_rows(gpu)
+    end = time.monotonic() + budget
+    found = gpu.measure_rows(rows, end, lambda known: saved.append(json.loads(json.dumps(known))))
+    return found, saved
+
+
+def test_what_was_measured_is_saved_after_each_row():
+    found, saved = rows_of(lambda gpu: {"a": lambda: {"x": 1}, "b": lambda: {"y": 2}}, 60)
+    assert [list(known["rows"]) for known in saved] == [["a"], ["a", "b"]]
+    assert found["rows"] == {"a": {"x": 1}, "b": {"y": 2}}
+    assert found["not_measured"] == {}
+    assert list(found["row_seconds"]) == ["a", "b"]
+
+
+def test_rows_for_which_there_is_no_time_are_named_and_not_begun():
+    begun = []
+    found, saved = rows_of(lambda gpu: {"a": lambda: begun.append(1)}, -1)
+    assert not begun
+    assert saved[-1]["not_measured"] == {"a": "the time was over"}
+    assert found["rows"] == {}
+
+
+def test_a_row_ends_with_the_time_and_one_that_fails_does_not_end_the_rest():
+    def rows(gpu):
+        def absent():
+            raise gpu.NotMeasured("is not there yet")
+
+        def long():
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            return {}
+
+        return {
+            "fails": lambda: 1 / 0,
+            "absent": absent,
+            "works": lambda: {"x": 1},
+            "long": long,
+            "late": lambda: {"x": 2},
+        }
+
+    start = time.monotonic()
+    found, saved = rows_of(rows, 2)
+    assert time.monotonic() - start < 30
+    assert list(found["rows"]) == ["works"]
+    assert found["not_measured"] == {
+        "fails": "ZeroDivisionError: division by zero",
+        "absent": "is not there yet",
+        "long": "the time was over before its end",
+        "late": "the time was over",
+    }
+    assert len(saved) == 5
+    time.sleep(0.1)  # no alarm is left that would ring in what comes after
+
+
+def test_the_file_is_named_after_the_device():
+    assert script("gpu").file_name("NVIDIA H100 80GB HBM3") == "gpu_nvidia_h100_80gb_hbm3"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no accelerator here; --tiny runs on a CPU"),
+        (["--tiny", "--rows", "epochs"], "--rows: no row 'epochs'"),
+        (["--tiny", "--out", "absent/gpu.json"], "--out: absent: no such folder"),
+    ],
+)
+def test_what_the_gpu_script_refuses_is_one_line(capsys, monkeypatch, words, message):
+    import jax
+
+    if jax.default_backend() != "cpu" and not words:
+        pytest.skip("an accelerator is here")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert script("gpu").main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_rows_of_the_gpu_run_on_a_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--out", str(out)]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    found = json.loads(out.read_text())
+    assert done.returncode == 1, done.stderr
+    assert list(found["not_measured"]) == ["eight seeds"]
+    rows = found["rows"]
+    assert set(rows) == {"ceilings", "train resnet18", "epoch", "input path"}
+    assert min(rows["ceilings"][f"{what}_per_second"] for what in ("flops", "bytes")) > 0
+    ours = rows["train resnet18"]["contestants"][0]
+    assert ours["contestant"] == "flaxmed"
+    assert ours["latency_ms"]["p50"] is None  # training alone
+    assert rows["train resnet18"]["share_of_bytes"] > 0
+    assert all(len(seconds) == 1 for seconds in rows["epoch"]["flaxmed"].values())
+    assert set(rows["input path"]["step_seconds"]) == {"held", "resident", "streamed"}
+    assert min(rows["input path"]["ratio"].values()) > 0
+    if isinstance(rows["epoch"]["pytorch"], str):  # why it was not measured
+        assert "torch" in rows["epoch"]["pytorch"]
+        assert rows["epoch"]["ratio"] is None
+    else:
+        assert rows["epoch"]["best_pytorch"]["workers"] == 0
+        assert rows["epoch"]["ratio"] > 0

@@ -61,27 +61,27 @@ class PyTorchNetwork:
         torch, timm = _packages()
         self._torch = torch
         self.name = f"PyTorch {way}"
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self._device == "cuda":
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
             torch.backends.cudnn.benchmark = True  # XLA, too, tries what is fastest
             torch.cuda.reset_peak_memory_stats()
         last = torch.channels_last
         model = timm.create_model(_MODELS[network], num_classes=classes, in_chans=channels)
         if setting.stem == "small":
             _small_stem(torch, model, network, channels)
-        model = model.to(self._device, memory_format=last)
+        model = model.to(self.device, memory_format=last)
         self.parameters = sum(p.numel() for p in model.parameters())
         self._optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
         self._model = model
         self._call = _compiled(torch, model) if way == "compile" else model
         self._images = {
-            n: torch.randn(n, channels, size, size).to(self._device, memory_format=last)
+            n: torch.randn(n, channels, size, size).to(self.device, memory_format=last)
             for n in {1, batch}
         }
         self._batch = batch
-        self._labels = torch.randint(0, classes, (batch,), device=self._device)
+        self._labels = torch.randint(0, classes, (batch,), device=self.device)
         self._autocast = lambda: torch.autocast(
-            self._device, torch.bfloat16, enabled=setting.dtype == "bfloat16"
+            self.device, torch.bfloat16, enabled=setting.dtype == "bfloat16"
         )
         with _no_cache(torch) if way == "compile" else contextlib.nullcontext():
             start = time.perf_counter()
@@ -93,27 +93,32 @@ class PyTorchNetwork:
     @property
     def peak(self) -> int | None:
         """The most bytes in use on an accelerator since this network was made, by all of torch."""
-        return self._torch.cuda.max_memory_allocated() if self._device == "cuda" else None
+        return self._torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
     def train_step(self) -> None:
         """One step on the same batch."""
+        self.step(self._images[self._batch], self._labels)
+        self.finish()
+
+    def step(self, images: Any, labels: Any) -> None:
+        """One step on a batch of the setting's size that is on the device, perhaps not finished."""
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            logits = self._call(self._images[self._batch])
-        self._torch.nn.functional.cross_entropy(logits.float(), self._labels).backward()
+            logits = self._call(images)
+        self._torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         self._optimizer.step()
-        self._finish()
 
     def infer(self, images: int) -> None:
         """Logits of ``images`` images: one, or a batch."""
         self._model.eval()
         with self._torch.inference_mode(), self._autocast():
             self._call(self._images[images])
-        self._finish()
+        self.finish()
 
-    def _finish(self) -> None:
-        if self._device == "cuda":
+    def finish(self) -> None:
+        """Return when the device has done all that was asked of it."""
+        if self.device == "cuda":
             self._torch.cuda.synchronize()
 
 
