@@ -30,7 +30,7 @@ class NotMeasured(Exception):
 
 
 class TimeOver(BaseException):
-    """The budget ended, perhaps in the middle of a row; no ``except Exception`` in it stops this."""
+    """The budget ended, perhaps in a row, where no ``except Exception`` may stop this."""
 
 
 @contextmanager
