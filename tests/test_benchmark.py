@@ -298,17 +298,23 @@ def test_a_program_that_training_would_not_keep_is_compiled_anew():
     assert min(found.seconds, found.restart_seconds) > 0
 
 
-def test_the_process_keeps_its_own_cache(tmp_path):
+def test_the_process_keeps_its_own_cache():
     names = [name for name in jax.config.values if "cache" in name]
     before = {name: jax.config.values[name] for name in names}
+    folder = Path(jax.config.jax_compilation_cache_dir)
+
+    def kept():
+        return set(folder.iterdir()) if folder.is_dir() else set()
+
     with everything_is_cached(True):
-        time_compilation(programs(5.0))
+        programs(5.0)()  # opens it
+        there = kept()
+        time_compilation(programs(6.0))
+        assert kept() == there  # nothing is added by what is timed
+        programs(7.0)()
+        assert kept() > there  # and it is used again
         with pytest.raises(ZeroDivisionError):
             time_compilation(lambda: 1 / 0)
-        folder = Path(jax.config.jax_compilation_cache_dir)
-        there = set(folder.iterdir()) if folder.is_dir() else set()
-        programs(6.0)()
-        assert set(folder.iterdir()) - there  # and uses it again
     assert {name: jax.config.values[name] for name in names} == before
 
 
