@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from flaxmed.benchmark.setting import Setting
@@ -131,9 +132,13 @@ def _compiled(torch: Any, model: Any) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def _no_cache(torch: Any) -> Any:
-    """A context without what torch.compile kept on disk, so that the first call compiles."""
-    return torch.compiler.config.patch(force_disable_caches=True)
+@contextlib.contextmanager
+def _no_cache(torch: Any) -> Iterator[None]:
+    """Without what torch.compile kept on disk, so that the first call compiles."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*force_disable_caches")  # it says what was asked for
+        with torch.compiler.config.patch(force_disable_caches=True):
+            yield
 
 
 def _small_stem(torch: Any, model: Any, network: str, channels: int) -> None:
