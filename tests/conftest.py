@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,14 @@ def _isolate() -> None:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ["HOME"] = home
     os.environ["XDG_CACHE_HOME"] = os.path.join(home, ".cache")
-    # Compiled programs, shared with worker processes: they inherit the place.
+    # What is compiled, the functions in C++ and the programs of XLA, is shared with worker
+    # processes: they inherit the places.
     if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["FLAXMED_TEST_NATIVE"] = os.path.join(home, "native")
+        os.mkdir(os.environ["FLAXMED_TEST_NATIVE"])
         os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(home, "xla")
+    os.makedirs(os.path.join(home, ".cache", "flaxmed"))
+    os.symlink(os.environ["FLAXMED_TEST_NATIVE"], os.path.join(home, ".cache/flaxmed/native"))
 
     # Started processes are out of reach of the guard below; this proxy refuses every connection.
     for name in ("http_proxy", "https_proxy", "all_proxy"):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -330,7 +331,16 @@ def test_what_keeps_it_from_being_built_is_said_and_does_no_harm(tmp_path):
 
 @pytest.mark.slow
 def test_it_is_built_once_and_a_folder_that_cannot_be_written_is_said(tmp_path):
-    assert in_a_new_process(XDG_CACHE_HOME=str(tmp_path)) == "None"
+    calls, counting = tmp_path / "calls", tmp_path / "counting"
+    # Asked about the machine, slow to answer: both processes then find that nothing is built yet.
+    counting.write_text(
+        f'#!/bin/sh\ncase "$*" in *-shared*) echo >>{calls};; *) sleep 2;; esac\nexec c++ "$@"\n'
+    )
+    counting.chmod(0o755)
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(counting)}
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(lambda _: in_a_new_process(**environment), range(2))) == {"None"}
+    assert calls.read_text() == "\n"
     (library,) = tmp_path.rglob("*.so")
     before = library.stat()
     assert in_a_new_process(XDG_CACHE_HOME=str(tmp_path)) == "None"

@@ -10,6 +10,7 @@ machine's own C++ compiler, for its own processor, at the first use, and kept in
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,30 @@ def _build(compiler: str) -> Path:
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    with _alone(library.parent), tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        if library.exists():  # built while this process waited
+            return library
         built = Path(folder) / library.name
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), "-o", str(built)]
         _run([*command, *map(str, _SOURCES)])
         built.replace(library)
     return library
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets processes that start at once build one after the other, the first one for all.
+
+    Where the system or the file system has no such lock, each builds: wasteful, but not wrong.
+    """
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)  # which unlocks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _run(command: list[str]) -> str:
