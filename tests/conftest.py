@@ -51,6 +51,8 @@ def _isolate() -> None:
         os.environ["FLAXMED_TEST_NATIVE"] = os.path.join(home, "native")
         os.mkdir(os.environ["FLAXMED_TEST_NATIVE"])
         os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(home, "xla")
+    # Also those that compile in less than a second, jax's bound: there are thousands of them.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.makedirs(os.path.join(home, ".cache", "flaxmed"))
     os.symlink(os.environ["FLAXMED_TEST_NATIVE"], os.path.join(home, ".cache/flaxmed/native"))
 
