@@ -5,37 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import importlib.util
-import itertools
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from gpu import NotMeasured
 from gpu_pytorch import pytorch_epochs
+from input_path import fetches, input_path
+from seeds import seeds_at_once
+from timed_training import CLASSES, made_up, plain_config
 
 from flaxmed.benchmark import Setting, about, measure, measure_ceiling, ratios
 from flaxmed.benchmark.ceiling import _best
 from flaxmed.benchmark.pytorch import _packages
-from flaxmed.data import as_dataset
-from flaxmed.data.pipeline import IndexStream
-from flaxmed.models import create_model
-from flaxmed.models.layers import lowering_on
-from flaxmed.training import AugmentConfig, OptimizerConfig, TrainConfig, train
-from flaxmed.training.batches import open_batches
+from flaxmed.training import train
 from flaxmed.training.rundir import read_rows
-from flaxmed.training.sharding import make_mesh, padded_size, replicate
-from flaxmed.training.step import init_state, make_train_step
-from flaxmed.types import Dataset, InputError, Preprocessing, Task
-
-CLASSES = 8
+from flaxmed.training.stacked import Way
+from flaxmed.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +41,7 @@ class Sizes:
             no last, smaller batch is compiled for.
         epochs: warm ones.
         workers, epoch_ways: PyTorch's, for the epoch.
+        seed_ways: how several seeds share a program.
         input_images, steps: of the input path; steps in a block that is timed.
     """
 
@@ -69,6 +59,7 @@ class Sizes:
     epochs: int = 3
     workers: tuple[int, ...] = (0, 2, 4, 8)
     epoch_ways: tuple[str, ...] = ("eager", "compile")
+    seed_ways: tuple[Way, ...] = ("vmap", "map", "unrolled")
     input_images: int = 2048
     steps: int = 16
 
@@ -89,6 +80,7 @@ TINY = Sizes(
     epochs=1,
     workers=(0,),
     epoch_ways=("eager",),
+    seed_ways=("vmap",),
     input_images=16,
     steps=2,
 )
@@ -109,15 +101,10 @@ def make_rows(sizes: Sizes) -> dict[str, Callable[[], dict[str, Any]]]:
         "ceilings": functools.partial(ceilings, sizes),
         f"train {first}": functools.partial(training, sizes, first),
         "epoch": functools.partial(epoch, sizes),
-        "input path": functools.partial(input_path, sizes),
+        "input path": functools.partial(fetching, sizes),
         "eight seeds": functools.partial(eight_seeds, sizes),
     }
     return rows | {f"train {name}": functools.partial(training, sizes, name) for name in others}
-
-
-def fetches() -> tuple[str, ...]:
-    """Ways to fetch batches; those that are streamed need grain."""
-    return ("resident", "streamed") if importlib.util.find_spec("grain") else ("resident",)
 
 
 def pytorch_is_there() -> tuple[bool, str]:
@@ -189,38 +176,14 @@ def _give_memory_back() -> None:
 # --------------------------------------------------------------------------------- a whole epoch
 
 
-def made_up(images: int, size: int, *, seed: int = 0) -> Dataset:
-    """Random images and labels, ``images`` of them to train with and a few for the other splits."""
-    rng = np.random.default_rng(seed)
-    few = 2 * CLASSES
-
-    def split(n: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(n) % CLASSES  # every class is there
-        return rng.integers(0, 256, (n, size, size, 3), np.uint8), labels
-
-    return as_dataset([split(images), split(few), split(few)], name="made up")
-
-
-def config_of(sizes: Sizes, **changes: Any) -> TrainConfig:
-    """SGD with momentum and nothing beside it, as the contestant has it."""
-    return TrainConfig(
-        model="resnet18",
-        dtype=sizes.dtype,
-        augment=AugmentConfig(),
-        optimizer=OptimizerConfig(
-            name="sgd", schedule="constant", warmup_epochs=0, weight_decay=0, clip_norm=None
-        ),
-        **changes,
-    )
-
-
 def epoch(sizes: Sizes) -> dict[str, Any]:
     """Seconds of a warm epoch, data included: flaxmed's train, and PyTorch with its DataLoader."""
     data = made_up(sizes.epoch_images, sizes.epoch_size)
     ours = {}
     for fetch in fetches():
-        config = config_of(
-            sizes,
+        config = plain_config(
+            model="resnet18",
+            dtype=sizes.dtype,
             stem="small",
             epochs=1 + sizes.epochs,
             batch_size=sizes.epoch_batch,
@@ -246,76 +209,33 @@ def epoch(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------ many seeds
+# ------------------------------------------------------------------- many seeds, the input path
 
 
 def eight_seeds(sizes: Sizes) -> dict[str, Any]:
-    """Eight seeds of ResNet-18 in one program, against eight runs one after another.
-
-    What is to come here: an epoch of ``made_up(sizes.epoch_images, sizes.epoch_size)`` as in
-    :func:`epoch`, once with eight seeds together and eight times with one, and the ratio of the
-    seconds.
-    """
-    raise NotMeasured("not measured: training several seeds in one program is not there yet")
-
-
-# --------------------------------------------------------------------------------- the input path
-
-
-def input_path(sizes: Sizes) -> dict[str, Any]:
-    """The step's time with fetched batches, over that with one batch held on the device.
-
-    The three take turns in blocks of steps; the device may run ahead within a block, as it does in
-    training.
-    """
-    data = made_up(sizes.input_images, sizes.size)
-    mesh = make_mesh()
-    width = padded_size(sizes.batch, mesh)
-    indices = IndexStream(len(data.train), sizes.batch, seed=0, width=width)
-    ways: dict[str, Iterator[Any]] = {}
-    for fetch in fetches():
-        config = config_of(sizes, stem="imagenet", batch_size=sizes.batch, fetch=fetch)
-        batches = open_batches(config, data.train, indices, 0, mesh)
-        ways[fetch] = (batch for batch, _ in batches)
-    ways = {"held": itertools.repeat(next(ways["resident"])), **ways}
-    step, state = _step(sizes, mesh)
-
-    def block(batches: Iterator[Any], steps: int) -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for _ in range(steps):
-            state, _loss = step(state, next(batches))
-        jax.block_until_ready(state)
-        return (time.perf_counter() - start) / steps
-
-    for batches in ways.values():
-        block(batches, 2)  # compiles, and fills what is fetched ahead
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(sizes.rounds):
-        for name, batches in ways.items():
-            seconds[name].append(block(batches, sizes.steps))
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    return {
-        "images": sizes.input_images,
-        "size": sizes.size,
-        "batch": sizes.batch,
-        "network": "resnet18, imagenet stem",
-        "steps": sizes.steps,
-        "step_seconds": {name: [round(v, 6) for v in values] for name, values in seconds.items()},
-        "ratio": {name: round(medians[name] / medians["held"], 4) for name in fetches()},
-    }
-
-
-def _step(sizes: Sizes, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """The training step of ResNet-18 as `flaxmed train` makes it, and the state it begins with."""
-    dtype = jnp.dtype(sizes.dtype)
-    model = create_model("resnet18", CLASSES, stem="imagenet", dtype=dtype, rngs=nnx.Rngs(0))
-    optimizer = optax.sgd(1e-3, momentum=0.9)
-    step = make_train_step(
-        model,
-        optimizer,
-        task=Task.MULTICLASS,
-        preprocessing=Preprocessing(),
-        lowering=lowering_on(mesh.size),
+    """Eight seeds of ResNet-18 in one program, against eight runs one after another."""
+    _give_memory_back()
+    return seeds_at_once(
+        seeds=8,
+        ways=sizes.seed_ways,
+        images=sizes.epoch_images,
+        size=sizes.epoch_size,
+        batch=sizes.epoch_batch,
+        dtype=sizes.dtype,
+        rounds=sizes.rounds,
+        steps=sizes.steps,
     )
-    return step, replicate(init_state(model, optimizer), mesh)
+
+
+def fetching(sizes: Sizes) -> dict[str, Any]:
+    """The step's time with fetched batches, over that with one batch held on the device."""
+    _give_memory_back()
+    return input_path(
+        images=sizes.input_images,
+        size=sizes.size,
+        stem="imagenet",
+        batch=sizes.batch,
+        dtype=sizes.dtype,
+        rounds=sizes.rounds,
+        steps=sizes.steps,
+    )

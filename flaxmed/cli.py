@@ -360,6 +360,7 @@ def _add_bench(commands: Any) -> None:
     command.add_argument("--classes", type=int, default=8)
     command.add_argument("--batch", type=int, default=64)
     command.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    command.add_argument("--remat", action="store_true", help="compute norms twice, to save memory")
     command.add_argument("--rounds", type=int, default=5, help="timings of each kind")
     command.add_argument(
         "--pytorch", nargs="+", default=[], metavar="WAY", help="beside PyTorch: eager, compile"
@@ -375,7 +376,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from flaxmed.benchmark.setting import Setting
     from flaxmed.models import list_models
 
-    names = ("size", "stem", "channels", "classes", "batch", "dtype", "rounds")
+    names = ("size", "stem", "channels", "classes", "batch", "dtype", "remat", "rounds")
     setting = Setting(
         **{name: getattr(arguments, name) for name in names}, pytorch=tuple(arguments.pytorch)
     )

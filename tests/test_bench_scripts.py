@@ -333,9 +333,6 @@ def test_rows_for_which_there_is_no_time_are_named_and_not_begun():
 
 def test_a_row_ends_with_the_time_and_one_that_fails_does_not_end_the_rest():
     def rows(gpu):
-        def absent():
-            raise gpu.NotMeasured("is not there yet")
-
         def long():
             end = time.monotonic() + 60
             while time.monotonic() < end:
@@ -344,7 +341,6 @@ def test_a_row_ends_with_the_time_and_one_that_fails_does_not_end_the_rest():
 
         return {
             "fails": lambda: 1 / 0,
-            "absent": absent,
             "works": lambda: {"x": 1},
             "long": long,
             "late": lambda: {"x": 2},
@@ -356,11 +352,10 @@ def test_a_row_ends_with_the_time_and_one_that_fails_does_not_end_the_rest():
     assert list(found["rows"]) == ["works"]
     assert found["not_measured"] == {
         "fails": "ZeroDivisionError: division by zero",
-        "absent": "is not there yet",
         "long": "the time was over before its end",
         "late": "the time was over",
     }
-    assert len(saved) == 5
+    assert len(saved) == 4
     time.sleep(0.1)  # no alarm is left that would ring in what comes after
 
 
@@ -394,10 +389,11 @@ def test_all_rows_of_the_gpu_run_on_a_cpu(tmp_path):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": ""}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     found = json.loads(out.read_text())
-    assert done.returncode == 1, done.stderr
-    assert list(found["not_measured"]) == ["eight seeds"]
+    assert done.returncode == 0, done.stderr
+    assert found["not_measured"] == {}
     rows = found["rows"]
-    assert set(rows) == {"ceilings", "train resnet18", "epoch", "input path"}
+    assert set(rows) == {"ceilings", "train resnet18", "epoch", "input path", "eight seeds"}
+    assert rows["eight seeds"]["ratio"]["vmap"] > 0
     assert min(rows["ceilings"][f"{what}_per_second"] for what in ("flops", "bytes")) > 0
     ours = rows["train resnet18"]["contestants"][0]
     assert ours["contestant"] == "flaxmed"

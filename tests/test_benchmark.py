@@ -24,11 +24,10 @@ from flaxmed.benchmark import (
     ratios,
     table,
 )
-from flaxmed.benchmark.jax_network import kept_for_gradients
-from flaxmed.benchmark.memory import activation_bytes
 from flaxmed.benchmark.restart import time_compilation
 from flaxmed.cli import main
 from flaxmed.models import create_model, native
+from flaxmed.training.memory import activation_bytes, kept_for_gradients
 from flaxmed.types import InputError
 
 COST = Cost(

@@ -25,7 +25,7 @@ class Cost:
         memory: bytes that a training step needs besides parameters and batch; None if unknown, as
             are all that follow.
         activations: bytes that the forward pass of one batch keeps for the backward pass, see
-            :func:`flaxmed.benchmark.memory.activation_bytes`.
+            :func:`flaxmed.training.memory.activation_bytes`.
         peak: the most bytes of the accelerator's memory that were in use.
         bytes_accessed: by one training step, as XLA counts them.
         restart_seconds: until the training step could run again with the compilation cache full,

@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from flaxmed.benchmark.memory import activation_bytes, peak_bytes
 from flaxmed.benchmark.restart import time_compilation
 from flaxmed.benchmark.setting import Setting
 from flaxmed.models import create_model
 from flaxmed.summary import summarize
-from flaxmed.training.step import init_state, make_train_step, per_example_loss
+from flaxmed.training.memory import device_peak, kept_for_gradients
+from flaxmed.training.step import init_state, make_train_step
 from flaxmed.types import Preprocessing, Task
 
 
@@ -28,13 +28,14 @@ class JaxNetwork:
     def __init__(self, network: str, setting: Setting):
         size, channels, classes = setting.size, setting.channels, setting.classes
         batch = setting.batch
-        self._peak_before = peak_bytes()
+        self._peak_before = device_peak()
         model = create_model(
             network,
             classes,
             in_channels=channels,
             stem=setting.stem,
             dtype=jnp.dtype(setting.dtype),
+            remat=setting.remat,
             rngs=nnx.Rngs(0),
         )
         table = summarize(model, (size, size, channels))
@@ -75,7 +76,7 @@ class JaxNetwork:
     @property
     def peak(self) -> int | None:
         """The most bytes in use on the device; None where an earlier network needed as many."""
-        now = peak_bytes()
+        now = device_peak()
         return None if now is None or now <= (self._peak_before or 0) else now
 
     def train_step(self) -> None:
@@ -87,34 +88,6 @@ class JaxNetwork:
         """Logits of ``images`` images: one, or a batch."""
         result: Any = self._infer(self._weights, self._images[images])
         jax.block_until_ready(result)
-
-
-def kept_for_gradients(model: nnx.Module, batch: dict[str, Any]) -> int:
-    """Bytes that the forward pass of a training step keeps for the backward pass.
-
-    Args:
-        model: a network; its values are not used.
-        batch: ``images`` uint8 ``[n, h, w, c]``, ``labels`` and ``mask``, or their shapes.
-
-    Example:
-        >>> from flaxmed.models import ResNet18
-        >>> model = nnx.eval_shape(lambda: ResNet18(8, stem="small", rngs=nnx.Rngs(0)))
-        >>> batch = {"images": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}
-        >>> batch |= {name: jax.ShapeDtypeStruct((2,), jnp.int32) for name in ("labels", "mask")}
-        >>> kept_for_gradients(model, batch) > 2 * 8 * 8 * 64 * 4  # the first layer's output alone
-        True
-    """
-    train_view = nnx.view(model, use_running_average=False)
-    graphdef, *states = nnx.split(train_view, nnx.Param, nnx.BatchStat)
-    params, statistics = (nnx.to_pure_dict(state) for state in states)
-
-    def loss(params: Any, statistics: Any, batch: dict[str, Any]) -> Any:
-        network: Any = nnx.merge(graphdef, params, statistics)
-        images = batch["images"].astype(jnp.float32) / 255  # a normalisation is fused with it
-        logits = network(images, mask=batch["mask"].astype(bool))
-        return per_example_loss(logits, batch["labels"], Task.MULTICLASS).mean()
-
-    return activation_bytes(loss, params, statistics, batch)
 
 
 def _bytes_accessed(compiled: Any) -> int | None:

@@ -20,6 +20,7 @@ class Setting:
         stem: ``"imagenet"`` or ``"small"``.
         batch: images per step; inference is also measured with one.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"``.
+        remat: whether flaxmed's training step computes norms twice to save memory.
         rounds: timings of each kind.
         pytorch: PyTorch's ways to run beside: ``"eager"``, ``"compile"``, both or none.
 
@@ -37,6 +38,7 @@ class Setting:
     stem: str = "small"
     batch: int = 64
     dtype: str = "float32"
+    remat: bool = False
     rounds: int = 5
     pytorch: tuple[str, ...] = ()
 

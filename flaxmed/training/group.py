@@ -153,7 +153,7 @@ class Group:
                 "device": device_name(self.step_mesh),
                 "fetch": fetch_kind(record.config, self.dataset.train),
                 "trained_together": self.seeds,
-                "peak_memory_bytes": peak_memory(self.step_mesh),
+                "peak_memory_bytes": peak_memory(),
             }
             rundir.write_json(record.run_dir / "run.json", summary)
             runs.append(load_run(record.run_dir, model))

@@ -1,0 +1,76 @@
+"""What fetching costs: a training step with fetched batches, over one with a batch that is held.
+
+    python benchmarks/input_path.py --json benchmarks/results/input_path_cpu.json
+
+ResNet-18 is trained three ways, in turns: on one batch that lies on the device; on images that lie
+there (resident); on images that grain's threads gather (streamed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timed_training import TimedTraining, made_up, plain_config, take_turns
+
+from flaxmed.benchmark import Setting, about
+from flaxmed.training.rundir import write_json
+
+
+def fetches() -> tuple[str, ...]:
+    """Ways to fetch batches; those that are streamed need grain."""
+    return ("resident", "streamed") if importlib.util.find_spec("grain") else ("resident",)
+
+
+def input_path(
+    *, images: int, size: int, stem: str, batch: int, dtype: str, rounds: int, steps: int
+) -> dict[str, Any]:
+    """Seconds per step of all ways, and their ratios to the held batch."""
+    data = made_up(images, size)
+
+    def training(**changes: Any) -> TimedTraining:
+        held = changes.pop("held", False)
+        config = plain_config(model="resnet18", stem=stem, batch_size=batch, dtype=dtype, **changes)
+        return TimedTraining(config, data, held=held)
+
+    ways = {"held": training(held=True)} | {fetch: training(fetch=fetch) for fetch in fetches()}
+    seconds = take_turns(ways, rounds=rounds, steps=steps)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {
+        "network": f"resnet18, {stem} stem",
+        **{"images": images, "size": size, "batch": batch, "dtype": dtype, "steps": steps},
+        "step_seconds": {name: [round(v, 6) for v in values] for name, values in seconds.items()},
+        "ratio": {name: round(medians[name] / medians["held"], 4) for name in fetches()},
+    }
+
+
+def main() -> None:
+    """Measure, print the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--stem", default="small")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=4, help="in a block that is timed")
+    parser.add_argument("--json", type=Path)
+    args = vars(parser.parse_args())
+    path = args.pop("json")
+    found = input_path(**args)
+    for fetch, ratio in found["ratio"].items():
+        print(f"{fetch}: a step takes {ratio:.3f} times as long as with a batch held on the device")
+    if path:
+        facts = about(Setting())
+        facts.pop("setting")
+        command = shlex.join(["python", *sys.argv])
+        write_json(path, {**facts, "command": command, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Several seeds of ResNet-18 in one program, over as many runs one after another.
+
+    python benchmarks/seeds.py --seeds 4 --json benchmarks/results/seeds_cpu.json
+
+Three ways to put them into one program are measured beside a single run, in turns: ``vmap`` stacks
+every operation (a convolution becomes a grouped one), ``map`` is a loop over the seeds inside the
+program, ``unrolled`` writes their steps one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from timed_training import TimedTraining, made_up, plain_config, take_turns
+
+from flaxmed.benchmark import Setting, about
+from flaxmed.training.rundir import write_json
+from flaxmed.training.stacked import Way
+
+
+def seeds_at_once(
+    *,
+    seeds: int,
+    ways: Sequence[Way],
+    images: int,
+    size: int,
+    batch: int,
+    dtype: str,
+    rounds: int,
+    steps: int,
+) -> dict[str, Any]:
+    """Seconds per step of a single run and of all seeds in each way; ratios to so many runs."""
+    data = made_up(images, size)
+    config = plain_config(model="resnet18", stem="small", batch_size=batch, dtype=dtype)
+    contestants = {"one": TimedTraining(config, data)}
+    for way in ways:
+        contestants[way] = TimedTraining(config, data, seeds=range(seeds), way=way)
+    seconds = take_turns(contestants, rounds=rounds, steps=steps)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {
+        "network": "resnet18, small stem",
+        **{"seeds": seeds, "images": images, "size": size, "batch": batch, "dtype": dtype},
+        "step_seconds": {name: [round(v, 6) for v in values] for name, values in seconds.items()},
+        "ratio": {way: round(medians[way] / (seeds * medians["one"]), 4) for way in ways},
+    }
+
+
+def main() -> None:
+    """Measure, print the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", choices=get_args(Way), default=get_args(Way))
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="in a block that is timed")
+    parser.add_argument("--json", type=Path)
+    args = vars(parser.parse_args())
+    path = args.pop("json")
+    found = seeds_at_once(**args)
+    for way, ratio in found["ratio"].items():
+        print(f"{way}: {found['seeds']} seeds take {ratio:.2f} times as long as one after another")
+    if path:
+        facts = about(Setting())
+        facts.pop("setting")
+        command = shlex.join(["python", *sys.argv])
+        write_json(path, {**facts, "command": command, **found})
+
+
+if __name__ == "__main__":
+    main()
