@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from flaxmed.training.config import AugmentConfig
 from flaxmed.types import InputError
@@ -107,7 +107,7 @@ def augment(
     images: Float[Array, "n h w c"],
     transforms: tuple[Transform, ...],
     *,
-    seed: Int[Array, ""] | int,
+    seed: Integer[Array, ""] | int,
     epoch: Int[Array, ""] | int,
     rows: Int[Array, " n"],
 ) -> Float[Array, "n h w c"]:
