@@ -3,8 +3,8 @@
     python benchmarks/dtypes.py --datasets breastmnist retinamnist pneumoniamnist \\
         --json benchmarks/results/dtypes_cpu.json
 
-A network is trained with several seeds in either type of computation. The two are then compared as
-two networks are: the difference in AUC, paired by image, with an interval that has the images' share
+A network is trained with several seeds in either type of computation; the two are compared as two
+networks are: the difference in AUC, paired by image, with an interval that has the images' share
 and the seeds' (from three seeds on). They agree within sampling error where it includes zero.
 """
 

@@ -37,6 +37,14 @@ MORE = {
     "pointwise, cropped to the right": (3, 7, 6, 16, 20, 1, 1, ((0, 0), (0, -2)), 1),
     "a crop": (2, 9, 9, 4, 6, 3, 1, ((-1, 0), (0, -2)), 1),
     "depthwise, 5x5": (2, 9, 8, 19, 19, 5, 1, 2, 19),
+    # squares of 2x2 outputs: cut off at the far sides, in several blocks, over three panels
+    "squares, odd": (9, 7, 7, 16, 33, 3, 1, 1, 1),
+    "squares, odd channels": (12, 8, 10, 37, 70, 3, 1, 1, 1),
+    "squares, wide": (5, 15, 16, 130, 20, 3, 1, 1, 1),
+    "squares, no padding": (12, 10, 9, 40, 40, 3, 1, 0, 1),
+    "squares, uneven padding": (8, 12, 11, 24, 24, 3, 1, ((2, 0), (0, 3)), 1),
+    "squares, cropped": (8, 14, 15, 24, 24, 3, 1, ((-1, 1), (1, -2)), 1),
+    "squares beyond the padding": (8, 8, 8, 16, 16, 3, 1, 4, 1),
 }
 MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "many channels")]
 CASES = {name: (4, *case) for name, case in CONVOLUTIONS.items()} | MORE

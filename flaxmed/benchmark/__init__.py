@@ -100,7 +100,7 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
         infer = _take_turns(calls, setting.rounds)
     if "latency" in kinds:
         calls = [functools.partial(n.infer, 1) for n in networks]
-        single = _take_turns(calls, 5 * setting.rounds, pause=0)
+        single = _take_turns(calls, 5 * setting.rounds)
     return [
         Cost(
             contestant=one.name,
@@ -117,17 +117,15 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
     ]
 
 
-def _take_turns(
-    calls: Sequence[Callable[[], None]], rounds: int, pause: float = _PAUSE
-) -> list[tuple[float, ...]]:
+def _take_turns(calls: Sequence[Callable[[], None]], rounds: int) -> list[tuple[float, ...]]:
     """Seconds of every call, round by round; each is called once before."""
     seconds: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
     for _ in range(rounds):
         for i, call in enumerate(calls):
-            if len(calls) > 1 and pause:
-                time.sleep(pause)
+            if len(calls) > 1:
+                time.sleep(_PAUSE)
             start = time.perf_counter()
             call()
             seconds[i].append(time.perf_counter() - start)

@@ -1,0 +1,156 @@
+// What convolutions are made of: vectors, shapes, and a product of pixels and a panel of the kernel.
+
+#ifndef FLAXMED_TILE_H_
+#define FLAXMED_TILE_H_
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "threads.h"
+
+namespace flaxmed {
+namespace {
+
+// A vector, and how many pixels a tile has: as many sums as leave a few registers for operands.
+#if defined(__AVX512F__)
+constexpr int kVector = 16, kPixels = 12;  // 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVector = 8, kPixels = 6;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kVector = 4, kPixels = 12;  // 24 of 32
+#else
+constexpr int kVector = 4, kPixels = 6;
+#endif
+constexpr int kChannels = 2 * kVector;       // output channels of a tile
+constexpr int64_t kTerms = 256;              // summed in a row, see Tile
+
+typedef float Vector __attribute__((vector_size(kVector * sizeof(float)), aligned(4)));
+
+inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// --- Shapes --------------------------------------------------------------------------------------
+
+struct Image {
+  int64_t n, h, w, c;
+  int64_t size() const { return h * w * c; }
+};
+
+Image ImageOf(ffi::Span<const int64_t> d) { return {d[0], d[1], d[2], d[3]}; }
+
+struct Window {
+  int64_t kh, kw, stride, top, left;
+};
+
+// --- The tile: pixels times output channels ------------------------------------------------------
+
+// A run of values that each pixel contributes, from an offset of its own position on.
+struct Run {
+  int64_t offset, length;
+};
+
+// Long runs in pieces.
+void AddRun(int64_t offset, int64_t length, std::vector<Run>& runs) {
+  const int64_t pieces = CeilDiv(length, kTerms);
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t first = length * i / pieces;
+    runs.push_back({offset + first, length * (i + 1) / pieces - first});
+  }
+}
+
+// What happens to a tile's sums before they are stored: nothing, or times `factor`, plus `shift`,
+// and then, perhaps, a ReLU.
+struct Ending {
+  const float *factor = nullptr, *shift = nullptr;
+  bool relu = false;
+};
+
+// A panel of the kernel: the rows of kChannels output channels, `step` apart.
+struct Panel {
+  const float* values;
+  int64_t step;
+};
+
+// Stores the sums of one pixel, after their ending.
+inline void Finish(Vector (&sum)[2], const Ending& ending, float* out, int64_t channels) {
+  if (ending.factor != nullptr) {
+    float constants[2][kChannels] = {};
+    std::copy_n(ending.factor, channels, constants[0]);
+    std::copy_n(ending.shift, channels, constants[1]);
+    for (int half = 0; half < 2; ++half) {
+      Vector& value = sum[half];
+      value = value * Load(constants[0] + half * kVector) + Load(constants[1] + half * kVector);
+      if (ending.relu) value = value < 0 ? Vector{} : value;  // what is not a number stays so
+    }
+  }
+  if (channels == kChannels) {
+    Store(out, sum[0]);
+    Store(out + kVector, sum[1]);
+  } else {
+    std::memcpy(out, sum, channels * sizeof(float));
+  }
+}
+
+// out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
+//
+// The error of a sum grows with the number of terms that are added to it one by one: a kernel of
+// 3x3x512 has 4,608. So some terms make a sum of their own, and these sums are added up.
+template <int kCount>
+void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
+          const Ending& ending, float* const* out, int64_t channels) {
+  Vector sum[kCount][2] = {}, total[kCount][2] = {};
+  const float* panel = rows.values;
+  int64_t terms = 0;
+  for (const Run& run : runs) {
+    if (terms + run.length > kTerms) {
+      for (int p = 0; p < kCount; ++p)
+        for (int half = 0; half < 2; ++half)
+          total[p][half] += sum[p][half], sum[p][half] = Vector{};
+      terms = 0;
+    }
+    terms += run.length;
+    const float* pixel[kCount];
+    for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
+    for (int64_t k = 0; k < run.length; ++k, panel += rows.step) {
+      const Vector first = Load(panel), second = Load(panel + kVector);
+#pragma GCC unroll 16
+      for (int p = 0; p < kCount; ++p) {
+        sum[p][0] += pixel[p][k] * first;
+        sum[p][1] += pixel[p][k] * second;
+      }
+    }
+  }
+  for (int p = 0; p < kCount; ++p)
+    for (int half = 0; half < 2; ++half) sum[p][half] += total[p][half];
+  for (int p = 0; p < kCount; ++p) Finish(sum[p], ending, out[p], channels);
+}
+
+// A table of the function for 1, 2, ... kPixels rows.
+template <int... kRows>
+constexpr auto Tiles(std::integer_sequence<int, kRows...>) {
+  return std::array{Tile<kRows + 1>...};
+}
+constexpr auto kTiles = Tiles(std::make_integer_sequence<int, kPixels>());
+
+// Pixels at `at`, whose outputs are at out + to[p], times one panel.
+void Multiply(const float* x, const std::vector<int64_t>& at, const std::vector<Run>& runs,
+              Panel panel, const Ending& ending, float* out, const std::vector<int64_t>& to,
+              int64_t channels) {
+  for (size_t p = 0; p < at.size(); p += kPixels) {
+    const int count = static_cast<int>(std::min<size_t>(kPixels, at.size() - p));
+    float* rows[kPixels];
+    for (int i = 0; i < count; ++i) rows[i] = out + to[p + i];
+    kTiles[count - 1](x, at.data() + p, runs, panel, ending, rows, channels);
+  }
+}
+
+}  // namespace
+}  // namespace flaxmed
+
+#endif  // FLAXMED_TILE_H_
