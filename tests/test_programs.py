@@ -79,6 +79,7 @@ def test_a_call_is_one_step_on_a_cpu_and_elsewhere_by_the_size_of_a_batch(monkey
     assert batches.steps_per_call(config(batch_size=8, fetch="streamed"), split) == 1
 
 
+@pytest.mark.slow
 def test_many_steps_in_one_call_are_the_same_steps(data, tmp_path):
     with jax.enable_x64(True):
         one = fit(data, tmp_path / "one", dtype="float64")
@@ -89,6 +90,7 @@ def test_many_steps_in_one_call_are_the_same_steps(data, tmp_path):
         assert a == pytest.approx(b, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_of_many_steps_a_call_stops_and_goes_on(data, tmp_path, monkeypatch):
     whole = fit(data, tmp_path / "whole", steps_per_call=2)
     real = Progress.advance
@@ -104,6 +106,7 @@ def test_a_run_of_many_steps_a_call_stops_and_goes_on(data, tmp_path, monkeypatc
     assert_same_run(whole, fit(data, tmp_path / "cut", steps_per_call=2))
 
 
+@pytest.mark.slow
 def test_a_split_that_does_not_fit_is_streamed_and_the_run_says_so(
     data, tmp_path, monkeypatch, capsys
 ):
@@ -155,6 +158,7 @@ def test_equal_micro_batches_make_the_update_of_one_of_them():
     assert_close(moved - old, 1.9 * (new - old), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_count_each_image_alike_however_padded():
     # three real images in two micro-batches of two: the gradient is a mean over three images, not
     # over two means
@@ -177,6 +181,7 @@ def test_micro_batches_count_each_image_alike_however_padded():
     assert_close(state.batch_stats, stats, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_run_with_micro_batches_goes_on_and_pads_over_devices(data, tmp_path):
     # 8 images in 3 micro-batches on 2 devices: padded to 12
     run = fit(data, tmp_path / "run", epochs=1, accumulate=3)
@@ -226,6 +231,7 @@ def small_xception(**options):
     return Xception(3, config=small, **options)
 
 
+@pytest.mark.slow
 def test_a_run_can_rematerialise(data, tmp_path):
     plain = fit(data, tmp_path / "plain", epochs=1)
     again = fit(data, tmp_path / "remat", epochs=1, remat=True)
@@ -240,7 +246,11 @@ def together(data, out, which=(3, 11), **changes):
     return train_seeds(config(**changes), which, data, out=out, progress=False, together=True)
 
 
-@pytest.mark.parametrize("changes", [{}, {"steps_per_call": 3}], ids=["one step", "three steps"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"steps_per_call": 3}, marks=pytest.mark.slow)],
+    ids=["one step", "three steps"],
+)
 def test_each_of_several_seeds_is_its_own_single_run(data, tmp_path, changes):
     with jax.enable_x64(True):
         runs = together(data, tmp_path / "all", dtype="float64", **changes)
@@ -280,6 +290,7 @@ def test_every_way_to_stack_computes_each_seed_alone(way, count):
         assert losses[i] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_cpu_seeds_follow_one_another_and_the_run_says_so(data, tmp_path, capsys):
     runs = train_seeds(config(epochs=1), [0, 1], data, out=tmp_path)
     said = capsys.readouterr().err
@@ -287,6 +298,7 @@ def test_on_a_cpu_seeds_follow_one_another_and_the_run_says_so(data, tmp_path, c
     assert_same_run(runs[1], fit(data, tmp_path / "alone", epochs=1, seed=1))
 
 
+@pytest.mark.slow
 def test_seeds_that_stopped_together_go_on_together(data, tmp_path, monkeypatch):
     whole = together(data, tmp_path / "whole")
     real = Progress.advance
@@ -307,6 +319,7 @@ def test_seeds_that_stopped_together_go_on_together(data, tmp_path, monkeypatch)
         assert_same_run(one, other)
 
 
+@pytest.mark.slow
 def test_seeds_at_different_steps_follow_one_another(data, tmp_path, capsys):
     fit(data, tmp_path / "resnet18-seed3", seed=3)
     runs = train_seeds(config(), (3, 11), data, out=tmp_path, together=True)
@@ -316,6 +329,7 @@ def test_seeds_at_different_steps_follow_one_another(data, tmp_path, capsys):
     assert [run.summary["trained_together"] for run in runs] == [[3], [11]]
 
 
+@pytest.mark.slow
 def test_a_seed_that_stopped_early_is_left_as_it_was(data, tmp_path, monkeypatch):
     # the scores of the two in turn: the first is best at once, the second gets better and better
     scores = iter([0.9, 0.5, 0.8, 0.6, 0.7, 0.8, 0.9])
@@ -326,6 +340,7 @@ def test_a_seed_that_stopped_early_is_left_as_it_was(data, tmp_path, monkeypatch
     assert [row["val_auc"] for row in runs[1].history] == [0.5, 0.6, 0.7, 0.8]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_seed(data, tmp_path, monkeypatch):
     real = group.stacked_step
 
