@@ -157,7 +157,8 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     run = train(config, out=out, data_dir=arguments.data_dir)
     print(evaluate_run(run.dir))
-    print(f"\nwritten to {run.dir}")
+    peak = run.summary.get("peak_memory_bytes")
+    print(f"\nwritten to {run.dir}" + (f"; peak memory {peak / 1e9:.2f} GB" if peak else ""))
 
 
 _SETTINGS = (

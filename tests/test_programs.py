@@ -20,9 +20,10 @@ from flaxmed.models import create_model
 from flaxmed.models.densenet import DENSENET121, DenseNet
 from flaxmed.models.resnet import ResNet
 from flaxmed.models.xception import KERAS, Xception
-from flaxmed.training import batches, group, seeds, train_seeds
+from flaxmed.training import batches, group, loop, seeds, train_seeds
 from flaxmed.training.memory import kept_for_gradients
 from flaxmed.training.progress import Interrupted, Progress
+from flaxmed.training.sharding import make_mesh
 from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
 from flaxmed.training.step import init_state, make_step_function, make_train_step
 from flaxmed.types import InputError, Preprocessing, RunError, Task
@@ -188,6 +189,18 @@ def test_a_run_with_micro_batches_goes_on_and_pads_over_devices(data, tmp_path):
     assert np.isfinite(run.history[0]["train_loss"])
     with pytest.raises(InputError, match="accumulate: expected a number at least 1 and at most 8"):
         config(accumulate=9)
+
+
+def test_micro_batches_too_small_to_normalise_are_refused_before_anything_is_written(
+    data, tmp_path, monkeypatch
+):
+    # a strided layer makes one pixel of 2x2 images, and a micro-batch has one image
+    monkeypatch.setattr(loop, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    small = {f"{s}_images": np.zeros((4, 2, 2), np.uint8) for s in ("train", "val", "test")}
+    small |= {f"{s}_labels": np.array([0, 1, 0, 1]) for s in ("train", "val", "test")}
+    with pytest.raises(InputError, match="cannot train on one value per channel"):
+        fit(small, tmp_path / "run", batch_size=4, accumulate=4, stem="small")
+    assert not (tmp_path / "run").exists()
 
 
 # Rematerialisation

@@ -185,6 +185,7 @@ def check_run(
     size = dataset.train.images.shape[1:3]
     model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
     batch = padded_size(config.batch_size, make_mesh(), parts=config.accumulate)
+    batch //= config.accumulate  # what is normalised together
     images = jax.ShapeDtypeStruct((batch, *size, dataset.info.channels), jnp.float32)
 
     def trained(model: Any, images: jax.Array) -> jax.Array:

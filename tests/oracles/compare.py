@@ -28,7 +28,8 @@ Deviations = dict[str, float]
 FLOAT64_TOLERANCE = 1e-8  # relative L2, every tensor
 LOGITS_TOLERANCE = 1e-4  # float32: of the spread (standard deviation) of the logits
 GRADIENT_FACTOR = 2.0  # float32: of the reference's own float32 error
-GRADIENT_DRAWS = 16
+GRADIENT_DRAWS = 8  # and up to eight times as many, see GradientErrors
+CLEAN = 1e-4  # a larger error of a float32 gradient is no rounding error
 FLIP = 4e-2  # what one other decision of a ReLU was seen to do to a gradient of PyTorch's float32
 
 EVALUATION_BATCH = 2
@@ -105,9 +106,10 @@ class GradientErrors:
 
     They have two sources. Rounding errors add up smoothly, to about 1e-5. And where an activation
     is zero to rounding, a ReLU or a pool may decide otherwise than in float64; one such decision
-    moves the gradients before it by up to FLIP, and which side it hits in which draw is luck. So
-    rounding is judged tensor by tensor in the draws without such a decision, taken to be the best
-    tenth; the decisions by the size of the largest error.
+    moves the gradients before it by up to FLIP, and which side it hits in which draw is luck (both
+    were seen to be hit in 13 to 15 of 16 draws of Xception). So rounding is judged tensor by tensor
+    in the best draw, of which there must be one without such a decision on either side; the
+    decisions by the size of the largest error.
 
     Attributes:
         ours: Relative L2 errors by tensor, of every draw.
@@ -117,9 +119,14 @@ class GradientErrors:
     ours: list[Deviations]
     theirs: list[Deviations]
 
+    @property
+    def clean(self) -> bool:
+        """Whether either side has a draw in which rounding is all."""
+        return all(min(map(worst, side)) <= CLEAN for side in (self.ours, self.theirs))
+
     def ratios(self) -> Deviations:
         """Rounding errors of every gradient, as multiples of the reference's own."""
-        ours, theirs = _lower_decile(self.ours), _lower_decile(self.theirs)
+        ours, theirs = _smallest(self.ours), _smallest(self.theirs)
         return {name: ours[name] / theirs[name] for name in theirs}
 
     def check(self) -> None:
@@ -130,8 +137,8 @@ class GradientErrors:
             check(draw, GRADIENT_FACTOR * max(largest, FLIP))
 
 
-def _lower_decile(draws: list[Deviations]) -> Deviations:
-    return {name: float(np.quantile([d[name] for d in draws], 0.1)) for name in draws[0]}
+def _smallest(draws: list[Deviations]) -> Deviations:
+    return {name: min(draw[name] for draw in draws) for name in draws[0]}
 
 
 @contextlib.contextmanager
@@ -258,7 +265,9 @@ class Comparison:
         """
         ours, theirs = self.ours(np.float32), self.reference(np.float32)
         errors = GradientErrors([], [])
-        for seed in range(GRADIENT_DRAWS):
+        for seed in range(8 * GRADIENT_DRAWS):
+            if seed >= GRADIENT_DRAWS and errors.clean:
+                break
             batch = images_and_labels(self.size, self.channels, GRADIENT_BATCH, seed)
             with precision(np.float64):
                 exact = self.reference(np.float64).step(*batch).gradients
