@@ -11,12 +11,11 @@ and the seeds' (from three seeds on). They agree within sampling error where it 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from flaxmed.benchmark import Setting, about
+from timed_training import machine
+
 from flaxmed.data import load_dataset
 from flaxmed.evaluation.metrics import score
 from flaxmed.evaluation.paired import auc_difference
@@ -79,12 +78,9 @@ def main() -> None:
             flush=True,
         )
         if args.json:
-            facts = about(Setting())
-            facts.pop("setting")
             keys = ("model", "stem", "size", "epochs", "seeds")
             settings = {key: getattr(args, key) for key in keys}
-            command = shlex.join(["python", *sys.argv])
-            write_json(args.json, {**facts, "command": command, **settings, "rows": rows})
+            write_json(args.json, {**machine(), **settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flaxmed.benchmark.pytorch import PyTorchNetwork, _packages
+from flaxmed.benchmark.pytorch import PyTorchNetwork, pytorch_packages
 from flaxmed.benchmark.setting import Setting
 from flaxmed.types import Split
 
@@ -20,7 +20,7 @@ def pytorch_epochs(split: Split, sizes: Any, classes: int) -> list[dict[str, Any
         sizes: of :mod:`gpu_rows`.
         classes: logits.
     """
-    torch, _ = _packages()
+    torch, _ = pytorch_packages()
     setting = Setting(
         size=sizes.epoch_size,
         classes=classes,

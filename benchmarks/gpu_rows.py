@@ -19,8 +19,8 @@ from seeds import seeds_at_once
 from timed_training import CLASSES, made_up, plain_config
 
 from flaxmed.benchmark import Setting, about, measure, measure_ceiling, ratios
-from flaxmed.benchmark.ceiling import _best
-from flaxmed.benchmark.pytorch import _packages
+from flaxmed.benchmark.ceiling import best_seconds
+from flaxmed.benchmark.pytorch import pytorch_packages
 from flaxmed.training import train
 from flaxmed.training.rundir import read_rows
 from flaxmed.training.stacked import Way
@@ -110,7 +110,7 @@ def make_rows(sizes: Sizes) -> dict[str, Callable[[], dict[str, Any]]]:
 def pytorch_is_there() -> tuple[bool, str]:
     """Whether PyTorch and timm can be imported, and else why not."""
     try:
-        _packages()
+        pytorch_packages()
     except InputError as error:
         return False, str(error)
     return True, ""
@@ -124,7 +124,7 @@ def ceilings(sizes: Sizes) -> dict[str, Any]:
     """The most arithmetic and the most memory traffic that the device was seen to do."""
     ceiling = measure_ceiling(sizes.dtype, side=sizes.side)
     b, c = (jnp.full(sizes.values, value, jnp.float32) for value in (1, 2))
-    seconds = _best(lambda b, c: b + 3 * c, b, c)
+    seconds = best_seconds(lambda b, c: b + 3 * c, b, c)
     return {
         "flops_per_second": ceiling.rate,
         "flops_by": f"{ceiling.by}, {sizes.dtype}, side {sizes.side}",

@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timed_training import TimedTraining, made_up, plain_config, take_turns
-
-from flaxmed.benchmark import Setting, about
-from flaxmed.training.rundir import write_json
+from timed_training import TimedTraining, made_up, measured_by_arguments, plain_config, take_turns
 
 
 def fetches() -> tuple[str, ...]:
@@ -52,24 +46,11 @@ def input_path(
 def main() -> None:
     """Measure, print the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--stem", default="small")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=4, help="in a block that is timed")
-    parser.add_argument("--json", type=Path)
-    args = vars(parser.parse_args())
-    path = args.pop("json")
-    found = input_path(**args)
+    parser.set_defaults(images=1024, size=28, batch=64, rounds=9, steps=4)
+    found = measured_by_arguments(input_path, parser)
     for fetch, ratio in found["ratio"].items():
         print(f"{fetch}: a step takes {ratio:.3f} times as long as with a batch held on the device")
-    if path:
-        facts = about(Setting())
-        facts.pop("setting")
-        command = shlex.join(["python", *sys.argv])
-        write_json(path, {**facts, "command": command, **found})
 
 
 if __name__ == "__main__":

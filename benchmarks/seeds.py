@@ -10,17 +10,18 @@ program, ``unrolled`` writes their steps one after the other.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from timed_training import TimedTraining, made_up, plain_config, take_turns
+from timed_training import (
+    TimedTraining,
+    made_up,
+    measured_by_arguments,
+    plain_config,
+    take_turns,
+)
 
-from flaxmed.benchmark import Setting, about
-from flaxmed.training.rundir import write_json
 from flaxmed.training.stacked import Way
 
 
@@ -56,23 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--ways", nargs="+", choices=get_args(Way), default=get_args(Way))
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--size", type=int, default=28)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="in a block that is timed")
-    parser.add_argument("--json", type=Path)
-    args = vars(parser.parse_args())
-    path = args.pop("json")
-    found = seeds_at_once(**args)
+    parser.set_defaults(images=256, size=28, batch=32, rounds=3, steps=2)
+    found = measured_by_arguments(seeds_at_once, parser)
     for way, ratio in found["ratio"].items():
         print(f"{way}: {found['seeds']} seeds take {ratio:.2f} times as long as one after another")
-    if path:
-        facts = about(Setting())
-        facts.pop("setting")
-        command = shlex.join(["python", *sys.argv])
-        write_json(path, {**facts, "command": command, **found})
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
+import shlex
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxmed.benchmark import Setting, about
 from flaxmed.data import as_dataset
 from flaxmed.data.pipeline import IndexStream, gather
 from flaxmed.models.layers import lowering_on
@@ -19,6 +24,7 @@ from flaxmed.training import AugmentConfig, OptimizerConfig, TrainConfig
 from flaxmed.training.batches import Call, open_calls
 from flaxmed.training.optimizer import make_optimizer
 from flaxmed.training.run import build_model
+from flaxmed.training.rundir import write_json
 from flaxmed.training.sharding import make_mesh, padded_size, replicate, shard_batch
 from flaxmed.training.stacked import Way, make_seed_mesh, stack, stacked_step
 from flaxmed.training.step import compile_training, init_state, make_step_function
@@ -112,6 +118,35 @@ class TimedTraining:
             done += call.steps
         jax.block_until_ready(self.state)
         return (time.perf_counter() - start) / done
+
+
+def measured_by_arguments(
+    measure: Callable[..., dict[str, Any]], parser: argparse.ArgumentParser
+) -> dict[str, Any]:
+    """Call ``measure`` with what the command line says; its result also goes to ``--json FILE``.
+
+    Args:
+        measure: takes the parser's arguments, and those that the scripts here share, by name.
+        parser: with the script's own arguments, and defaults of all others.
+    """
+    for name in ("images", "size", "batch", "rounds"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, help="in a block that is timed")
+    parser.add_argument("--json", type=Path)
+    args = vars(parser.parse_args())
+    path = args.pop("json")
+    found = measure(**args)
+    if path:
+        write_json(path, {**machine(), **found})
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the head of a JSON file says of the machine, the versions and the command."""
+    facts = about(Setting())
+    facts.pop("setting")
+    return {**facts, "command": shlex.join(["python", *sys.argv])}
 
 
 def take_turns(

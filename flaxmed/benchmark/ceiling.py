@@ -50,19 +50,24 @@ def measure_ceiling(dtype: str = "float32", *, side: int | None = None) -> Ceili
     """
     side = side or (2048 if jax.default_backend() == "cpu" else 8192)
     a = jnp.ones((side, side), dtype)
-    found = [Ceiling(2 * side**3 / _best(lambda a: a @ a, a), "matrix product, XLA")]
+    found = [Ceiling(2 * side**3 / best_seconds(lambda a: a @ a, a), "matrix product, XLA")]
     if native.serves(jnp.dtype(dtype)):
         each = _CHANNELS**2 * _PIXELS**2
         images = max(1, round(side**3 / each))
         x = jnp.ones((images, _PIXELS, _PIXELS, _CHANNELS), dtype)
         kernel = jnp.ones((1, 1, _CHANNELS, _CHANNELS), dtype)
-        seconds = _best(conv2d, x, kernel)
+        seconds = best_seconds(conv2d, x, kernel)
         found.append(Ceiling(2 * images * each / seconds, "1x1 convolution, C++"))
     return max(found, key=lambda ceiling: ceiling.rate)
 
 
-def _best(function: Callable[..., Any], *operands: Any) -> float:
-    """Seconds of the fastest of several calls, after one that compiles."""
+def best_seconds(function: Callable[..., Any], *operands: Any) -> float:
+    """Seconds of the fastest of several calls, after one that compiles.
+
+    Example:
+        >>> best_seconds(jnp.sin, jnp.ones(3)) > 0
+        True
+    """
     compiled = jax.jit(function)
     jax.block_until_ready(compiled(*operands))
     best = float("inf")

@@ -30,8 +30,12 @@ def pytorch_version() -> str:
         return "absent"
 
 
-def _packages() -> tuple[Any, Any]:
-    """torch and timm, or an InputError that says what to install."""
+def pytorch_packages() -> tuple[Any, Any]:
+    """torch and timm.
+
+    Raises:
+        InputError: one of them cannot be imported.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the packages' own making, at import alone
         try:
@@ -59,7 +63,7 @@ class PyTorchNetwork:
     def __init__(self, network: str, setting: Setting, way: str):
         size, channels, classes = setting.size, setting.channels, setting.classes
         batch = setting.batch
-        torch, timm = _packages()
+        torch, timm = pytorch_packages()
         self._torch = torch
         self.name = f"PyTorch {way}"
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -68,29 +68,8 @@ def open_calls(
     if fetch_kind(config, split) == "streamed":
         (only,) = indices
         yield from _streamed(one_step, split, only, start, mesh)
-    else:
-        scan = compile_training(many_steps(step), remat=config.remat)
-        yield from _resident(one_step, scan, config, split, indices, start, mesh)
-
-
-def _streamed(
-    one_step: TrainStep, split: Split, indices: IndexStream, start: int, mesh: jax.sharding.Mesh
-) -> Iterator[Call]:
-    for batch in stream(split, indices, start):
-        arrays = {name: batch[name] for name in ("images", "labels", "rows", "mask")}
-        on_device = {**shard_batch(arrays, mesh), "epoch": jnp.asarray(batch["epoch"], jnp.int32)}
-        yield Call(functools.partial(one_step, batch=on_device), 1, int(batch["mask"].sum()))
-
-
-def _resident(
-    one_step: TrainStep,
-    scan: TrainStep,
-    config: TrainConfig,
-    split: Split,
-    indices: Sequence[IndexStream],
-    start: int,
-    mesh: jax.sharding.Mesh,
-) -> Iterator[Call]:
+        return
+    scan = compile_training(many_steps(step), remat=config.remat)
     images = replicate(np.asarray(split.images), mesh)
     labels = replicate(np.asarray(split.labels, np.int32), mesh)
     # its own program, so that the step's is the same however its batch was fetched
@@ -110,6 +89,15 @@ def _resident(
                 scan, images=images, labels=labels, rows=rows, mask=mask, epochs=epochs
             )
             yield Call(run, count, real)
+
+
+def _streamed(
+    one_step: TrainStep, split: Split, indices: IndexStream, start: int, mesh: jax.sharding.Mesh
+) -> Iterator[Call]:
+    for batch in stream(split, indices, start):
+        arrays = {name: batch[name] for name in ("images", "labels", "rows", "mask")}
+        on_device = {**shard_batch(arrays, mesh), "epoch": jnp.asarray(batch["epoch"], jnp.int32)}
+        yield Call(functools.partial(one_step, batch=on_device), 1, int(batch["mask"].sum()))
 
 
 def _rows(

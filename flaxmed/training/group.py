@@ -112,7 +112,8 @@ class Group:
 
     def end_epoch(self, state: TrainState, done: int, seconds: float, bar: Progress) -> None:
         """Validate every run that goes on; write down and keep what it has come to."""
-        for record, model, own in zip(self.records, self.models, self.of_each(state), strict=True):
+        each = zip(self.records, self.names, self.models, self.of_each(state), strict=True)
+        for record, name, model, own in each:
             if record.stopped_early:
                 continue
             began = time.monotonic()
@@ -121,8 +122,7 @@ class Group:
             row = epoch_row(own, done, self.steps_per_epoch)
             row |= validate(model, record.config, self.dataset, self.mesh, done)
             own = dataclasses.replace(own, sums=jax.tree.map(jnp.zeros_like, own.sums))
-            is_best = record.end_epoch(own, row)
-            bar.epoch(row, is_best, f"{record.config.model} seed {record.config.seed}")
+            bar.epoch(row, record.end_epoch(own, row), name)
             evaluation = time.monotonic() - began
             self._note_time(record, done, seconds, evaluation)
 

@@ -5,8 +5,8 @@ lies in patches that are written out, or in loops that are not blocked; ``convol
 neither, and ``winograd.h`` does 3x3 kernels with fewer operations. ``normalisation.cc`` reads its
 images as few times as can be. Both are compiled by the machine's own C++ compiler, for its own
 processor, at the first use, and kept in ``~/.cache/flaxmed/native``. Without a compiler, or with
-``FLAXMED_NATIVE=0``, the forms of ``cpu.py`` and plain JAX serve: the same results to rounding, at
-half the pace or less.
+``FLAXMED_NATIVE=0``, the forms of ``cpu.py`` and plain JAX serve: the same results to rounding,
+more slowly.
 """
 
 from __future__ import annotations
