@@ -164,9 +164,10 @@ def data() -> Any:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained under the name of ResNet-18 is a network that a test can train."""
+    from tiny_runs import TINY
+
     from flaxmed.models.resnet import ResNet
     from flaxmed.training import run
-    from tests.tiny_runs import TINY
 
     def create(name: str, num_classes: int, **options: Any) -> Any:
         assert name == "resnet18"

@@ -357,7 +357,7 @@ def test_the_command_prints_a_table_and_writes_every_timing(tmp_path, capsys):
 
 
 def torch_or_skip():
-    oracle = pytest.importorskip("tests.oracles.torch_reference")
+    oracle = pytest.importorskip("oracles.torch_reference")
     try:
         oracle.import_packages()
     except ImportError as error:

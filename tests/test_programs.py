@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_runs import TINY, assert_same_run, config, fit, weights
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
@@ -27,7 +28,6 @@ from flaxmed.training.sharding import make_mesh
 from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
 from flaxmed.training.step import init_state, make_step_function, make_train_step
 from flaxmed.types import InputError, Preprocessing, RunError, Task
-from tests.tiny_runs import TINY, assert_same_run, config, fit, weights
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 SETTINGS = dict(task=Task.MULTICLASS, preprocessing=Preprocessing())

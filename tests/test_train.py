@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from sklearn.utils.class_weight import compute_class_weight
+from tiny_runs import assert_same_run, config, fit, weights
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
@@ -26,7 +27,6 @@ from flaxmed.training import loop as loop_module
 from flaxmed.training import run as run_module
 from flaxmed.training.progress import Progress
 from flaxmed.types import InputError, Preprocessing, RunError, Task
-from tests.tiny_runs import assert_same_run, config, fit, weights
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
