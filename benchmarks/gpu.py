@@ -10,6 +10,7 @@ rows; ``--tiny`` runs all on small sizes, on a CPU too. ``benchmarks/gpu_rows.py
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=540, help="seconds for all of it")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these alone, and the ceilings")
     parser.add_argument("--tiny", action="store_true", help="small sizes, also on a CPU")
+    parser.add_argument("--alone", action="store_true", help="without PyTorch")
     parser.add_argument("--out", type=Path, help="another file than results/gpu_<device>.json")
     args = parser.parse_args(arguments)
     # two libraries share the device's memory: neither may take most of it beforehand
@@ -106,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if jax.default_backend() == "cpu" and not args.tiny:
         print("gpu.py: no accelerator here; --tiny runs on a CPU", file=sys.stderr)
         return 2
-    rows = gpu_rows.make_rows(gpu_rows.TINY if args.tiny else gpu_rows.FULL)
+    sizes = gpu_rows.TINY if args.tiny else gpu_rows.FULL
+    sizes = dataclasses.replace(sizes, alone=args.alone)
+    rows = gpu_rows.make_rows(sizes)
     if unknown := set(args.rows or ()) - set(rows):
         print(f"gpu.py: --rows: no row {min(unknown)!r}; expected of {list(rows)}", file=sys.stderr)
         return 2
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not out.parent.is_dir():
         print(f"gpu.py: --out: {out.parent}: no such folder", file=sys.stderr)
         return 2
-    head = gpu_rows.head(args.tiny) | {"command": shlex.join(["python", *sys.argv])}
+    head = gpu_rows.head(sizes) | {"command": shlex.join(["python", *sys.argv])}
     names = {"ceilings", *(args.rows or rows)}
     chosen = {name: row for name, row in rows.items() if name in names}
     found = measure_rows(

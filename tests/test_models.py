@@ -16,6 +16,7 @@ from flaxmed.models import (
     DenseNet121,
     ResNet18,
     Xception,
+    checks,
     create_model,
     layers,
     list_models,
@@ -587,6 +588,6 @@ def test_images_without_a_batch_axis():
     with pytest.raises(
         InputError, match=r"expects images of shape \[N, H, W, C\], got \[28, 28, 3\]"
     ):
-        layers.check_images(
+        checks.check_images(
             jnp.zeros((28, 28, 3)), network="ResNet18", stem="small", in_channels=3, minimum=5
         )

@@ -307,7 +307,7 @@ def test_every_way_to_stack_computes_each_seed_alone(way, count):
 def test_on_a_cpu_seeds_follow_one_another_and_the_run_says_so(data, tmp_path, capsys):
     runs = train_seeds(config(epochs=1), [0, 1], data, out=tmp_path)
     said = capsys.readouterr().err
-    assert said.startswith("resnet18  seeds one after another: on a CPU one program")
+    assert said.startswith("resnet18  seeds one after another: stacked on one device")
     assert_same_run(runs[1], fit(data, tmp_path / "alone", epochs=1, seed=1))
 
 
@@ -401,3 +401,14 @@ def test_the_memory_of_a_device_decides_how_many_seeds_share_it(data, monkeypatc
         assert line is None or line.startswith(
             f"{expected} seeds at a time: one needs about 1.0 GB"
         )
+
+
+def test_every_accelerator_gets_a_seed(data, tmp_path, monkeypatch):
+    runs = {tmp_path / str(seed): config(seed=seed) for seed in range(5)}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for devices, expected, said in ((1, 1, "one after another"), (2, 2, "one on"), (8, 5, None)):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        count, line = seeds.seeds_at_once(runs, data, None)
+        assert count == expected
+        assert (line is None) == (said is None)
+        assert said is None or said in line

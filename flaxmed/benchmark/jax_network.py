@@ -52,7 +52,9 @@ class JaxNetwork:
             "epoch": jnp.asarray(0),
         }
         self.activations = kept_for_gradients(model, self._batch)
-        found = time_compilation(functools.partial(self._compiled, model, optimizer))
+        found = time_compilation(
+            functools.partial(self._compiled, model, optimizer), restart=setting.restart
+        )
         self._step, self.compile_seconds = found.program, found.seconds
         self.restart_seconds, self.restart_cached = found.restart_seconds, found.cached
         used = self._step.memory_analysis()

@@ -26,17 +26,18 @@ class Compilation(NamedTuple):
     Attributes:
         program: the compiled program.
         seconds: tracing, lowering and compiling, with nothing in the cache.
-        restart_seconds: the same again, with what the first time left in the cache.
+        restart_seconds: the same again, with what the first time left in the cache; None where
+            that was not asked for, as is ``cached``.
         cached: whether the second time found the program there.
     """
 
     program: Any
     seconds: float
-    restart_seconds: float
-    cached: bool
+    restart_seconds: float | None
+    cached: bool | None
 
 
-def time_compilation(compiled: Callable[[], Any]) -> Compilation:
+def time_compilation(compiled: Callable[[], Any], *, restart: bool = True) -> Compilation:
     """Compile a program into an empty cache on disk, forget it, and start again from the cache.
 
     The rest of jax's settings stay as they are, so that what training would not keep (by default
@@ -46,6 +47,7 @@ def time_compilation(compiled: Callable[[], Any]) -> Compilation:
 
     Args:
         compiled: traces, lowers and compiles, all three at each call.
+        restart: whether there is a second start.
 
     Example:
         >>> found = time_compilation(lambda: jax.jit(lambda x: x + 1).lower(1.0).compile())
@@ -54,6 +56,8 @@ def time_compilation(compiled: Callable[[], Any]) -> Compilation:
     """
     with _empty_cache():
         seconds, program = _timed(compiled)
+        if not restart:
+            return Compilation(program, seconds, None, None)
         jax.clear_caches()
         with _counting_hits() as hits:
             restart_seconds, _ = _timed(compiled)

@@ -22,6 +22,7 @@ class Setting:
         dtype: of the computation, ``"float32"`` or ``"bfloat16"``.
         remat: whether flaxmed's training step computes norms twice to save memory.
         rounds: timings of each kind.
+        restart: whether a second start, from the compilation cache, is timed as well.
         pytorch: PyTorch's ways to run beside: ``"eager"``, ``"compile"``, both or none.
 
     Raises:
@@ -40,6 +41,7 @@ class Setting:
     dtype: str = "float32"
     remat: bool = False
     rounds: int = 5
+    restart: bool = True
     pytorch: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from flaxmed.models.checks import check_stem
 from flaxmed.models.densenet import DenseNet, DenseNet121
-from flaxmed.models.layers import check_stem
 from flaxmed.models.resnet import ResNet, ResNet18
 from flaxmed.models.xception import Xception
 from flaxmed.types import InputError

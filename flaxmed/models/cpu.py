@@ -12,64 +12,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from flaxmed.models.window import ConvWindow, Pads, Window, cropped_taps
+from flaxmed.models.forms import Lowering, pad, place, shifted, spread_gradient, wide_dtype
+from flaxmed.models.window import ConvWindow, Window, cropped_taps
 
 _PATCHES_IN_CACHE = 2**20  # values: 4 MB in float32
 
 
-def wide_dtype(dtype: Any) -> Any:
-    """The dtype in which sums are taken: float32, or wider if the operands are."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _pad(x: Array, pads: Pads, value: float = 0.0, dilation: int = 1) -> Array:
-    """Spreads the pixels ``dilation`` apart, then pads height and width (a negative pad crops)."""
-    (top, bottom), (left, right) = pads
-    inner = dilation - 1
-    config = ((0, 0, 0), (top, bottom, inner), (left, right, inner), (0, 0, 0))
-    return lax.pad(x, jnp.asarray(value, x.dtype), config)
-
-
-def _shifted(padded: Array, i: int, j: int, size: tuple[int, int], stride: int = 1) -> Array:
-    """The slice of a padded image from (i, j) on: ``size`` pixels, ``stride`` apart."""
-    n, _, _, c = padded.shape
-    bottom, right = i + (size[0] - 1) * stride + 1, j + (size[1] - 1) * stride + 1
-    return lax.slice(padded, (0, i, j, 0), (n, bottom, right, c), (1, stride, stride, 1))
-
-
-def _spread_gradient(g: Window, dy: Array) -> Array:
-    """The output gradient at the input's resolution.
-
-    What tap (i, j) of input pixel (u, v) contributed to lies at (u + kh - 1 - i, v + kw - 1 - j).
-    """
-    pads = []
-    for n, out, k, (low, _) in zip(g.size, g.out, g.window, g.pads, strict=True):
-        before = k - 1 - low
-        pads.append((before, n + k - 1 - before - ((out - 1) * g.stride + 1)))
-    return _pad(dy, (pads[0], pads[1]), dilation=g.stride)
-
-
 # --- Convolution ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """How a CPU computes each direction of one convolution; None leaves it to XLA.
-
-    ``forward(x, kernel)``, ``input_grad(dy, x, kernel)`` and ``kernel_grad(dy, x, kernel)``; the
-    gradients are also given the operand that they differentiate, for its shape and dtype.
-    """
-
-    forward: Callable[[Array, Array], Array] | None = None
-    input_grad: Callable[[Array, Array, Array], Array] | None = None
-    kernel_grad: Callable[[Array, Array, Array], Array] | None = None
 
 
 def conv_lowering(g: ConvWindow) -> Lowering:
@@ -119,16 +74,16 @@ def conv_lowering(g: ConvWindow) -> Lowering:
 
 def _depthwise(g: ConvWindow, x: Array, kernel: Array) -> Array:
     wide = wide_dtype(x.dtype)
-    padded, kernel = _pad(x.astype(wide), g.pads), kernel.astype(wide)
-    terms = (_shifted(padded, i, j, g.out, g.stride) * kernel[i, j, 0] for i, j in g.taps)
+    padded, kernel = pad(x.astype(wide), g.pads), kernel.astype(wide)
+    terms = (shifted(padded, i, j, g.out, g.stride) * kernel[i, j, 0] for i, j in g.taps)
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _depthwise_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
     wide = wide_dtype(x.dtype)
-    spread, kernel = _spread_gradient(g, dy.astype(wide)), kernel.astype(wide)
+    spread, kernel = spread_gradient(g, dy.astype(wide)), kernel.astype(wide)
     kh, kw = g.window
-    terms = (_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) * kernel[i, j, 0] for i, j in g.taps)
+    terms = (shifted(spread, kh - 1 - i, kw - 1 - j, g.size) * kernel[i, j, 0] for i, j in g.taps)
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
@@ -136,8 +91,8 @@ def _depthwise_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) ->
     wide = wide_dtype(x.dtype)
     # All taps in one pass over each padded image, then the sum over the images: 31 ms at 14x14x728,
     # against 219 for a sum per tap. Without the barriers XLA fuses the two steps back into one.
-    padded, dy = lax.optimization_barrier(_pad(x.astype(wide), g.pads)), dy.astype(wide)
-    products = [_shifted(padded, i, j, g.out, g.stride) * dy for i, j in g.taps]
+    padded, dy = lax.optimization_barrier(pad(x.astype(wide), g.pads)), dy.astype(wide)
+    products = [shifted(padded, i, j, g.out, g.stride) * dy for i, j in g.taps]
     zeros = [jnp.zeros((), wide)] * len(products)
 
     def add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
@@ -172,31 +127,31 @@ def _pixelwise(x: Array, matrix: Array) -> Array:
 
 
 def _pointwise(g: ConvWindow, x: Array, kernel: Array) -> Array:
-    return _pixelwise(_shifted(x, 0, 0, g.out, g.stride), kernel[0, 0]).astype(x.dtype)
+    return _pixelwise(shifted(x, 0, 0, g.out, g.stride), kernel[0, 0]).astype(x.dtype)
 
 
 def _pointwise_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
-    return _spread_gradient(g, _pixelwise(dy, kernel[0, 0].T).astype(x.dtype))
+    return spread_gradient(g, _pixelwise(dy, kernel[0, 0].T).astype(x.dtype))
 
 
 def _pointwise_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
-    dk = _matmul_over_pixels(_shifted(x, 0, 0, g.out, g.stride), dy)
+    dk = _matmul_over_pixels(shifted(x, 0, 0, g.out, g.stride), dy)
     return dk.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _products(g: ConvWindow, x: Array, kernel: Array) -> Array:
     y = jnp.zeros((x.shape[0], *g.out, g.channels[1]), wide_dtype(x.dtype))
     for tap in cropped_taps(g):
-        part = _pixelwise(_shifted(x, *tap.start, tap.size, g.stride), kernel[tap.position])
-        y += _place(part, tap.first, g.out)
+        part = _pixelwise(shifted(x, *tap.start, tap.size, g.stride), kernel[tap.position])
+        y += place(part, tap.first, g.out)
     return y.astype(x.dtype)
 
 
 def _products_input_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
     dx = jnp.zeros(x.shape, wide_dtype(x.dtype))
     for tap in cropped_taps(g):
-        part = _pixelwise(_shifted(dy, *tap.first, tap.size), kernel[tap.position].T)
-        dx += _place(part, tap.start, g.size, g.stride)
+        part = _pixelwise(shifted(dy, *tap.first, tap.size), kernel[tap.position].T)
+        dx += place(part, tap.start, g.size, g.stride)
     return dx.astype(x.dtype)
 
 
@@ -204,7 +159,7 @@ def _products_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> 
     zeros = jnp.zeros(g.channels, wide_dtype(x.dtype))
     dk = {
         tap.position: _matmul_over_pixels(
-            _shifted(x, *tap.start, tap.size, g.stride), _shifted(dy, *tap.first, tap.size)
+            shifted(x, *tap.start, tap.size, g.stride), shifted(dy, *tap.first, tap.size)
         )
         for tap in cropped_taps(g)
     }
@@ -212,20 +167,10 @@ def _products_kernel_grad(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> 
     return stacked.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _place(part: Array, first: tuple[int, int], size: tuple[int, int], dilation: int = 1) -> Array:
-    """``part`` with its pixels ``dilation`` apart from ``first`` on, in an image of zeros."""
-    ends = (
-        (start, n - start - ((k - 1) * dilation + 1))
-        for start, n, k in zip(first, size, part.shape[1:3], strict=True)
-    )
-    rows, columns = ends
-    return _pad(part, (rows, columns), dilation=dilation)
-
-
 def _kernel_grad_by_image_patches(g: ConvWindow, dy: Array, x: Array, kernel: Array) -> Array:
     def product(x: Array, dy: Array) -> Array:
-        padded = _pad(x, g.pads)
-        patches = [_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
+        padded = pad(x, g.pads)
+        patches = [shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
         return _matmul_over_pixels(jnp.concatenate(patches, -1), dy)  # [kh * kw * c, o]
 
     size = math.prod(g.out) * len(g.taps) * g.channels[0]
@@ -236,8 +181,8 @@ def _kernel_grad_by_gradient_patches(g: ConvWindow, dy: Array, x: Array, kernel:
     kh, kw = g.window
 
     def product(x: Array, dy: Array) -> Array:
-        spread = _spread_gradient(g, dy)
-        patches = [_shifted(spread, kh - 1 - i, kw - 1 - j, g.size) for i, j in g.taps]
+        spread = spread_gradient(g, dy)
+        patches = [shifted(spread, kh - 1 - i, kw - 1 - j, g.size) for i, j in g.taps]
         return _matmul_over_pixels(x, jnp.concatenate(patches, -1))  # [c, kh * kw * o]
 
     c, o = g.channels
@@ -285,21 +230,21 @@ def max_pool_grad(g: Window, dy: Array, x: Array) -> Array:
     padded = (g.size[0] + top + bottom, g.size[1] + left + right)
     nothing = jnp.zeros((), dy.dtype)
     parts = (
-        _place(jnp.where(winner == tap, dy, nothing), start, padded, g.stride)
+        place(jnp.where(winner == tap, dy, nothing), start, padded, g.stride)
         for tap, start in enumerate(g.taps)
     )
-    return _pad(functools.reduce(jnp.add, parts), ((-top, -bottom), (-left, -right)))
+    return pad(functools.reduce(jnp.add, parts), ((-top, -bottom), (-left, -right)))
 
 
 def _pool_slices(g: Window, x: Array) -> list[Array]:
-    padded = _pad(x, g.pads, -jnp.inf)
-    return [_shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
+    padded = pad(x, g.pads, -jnp.inf)
+    return [shifted(padded, i, j, g.out, g.stride) for i, j in g.taps]
 
 
 def avg_pool(g: Window, x: Array) -> Array:
     """The mean of shifted slices."""
     wide = x.astype(wide_dtype(x.dtype))
-    total = functools.reduce(jnp.add, (_shifted(wide, i, j, g.out, g.stride) for i, j in g.taps))
+    total = functools.reduce(jnp.add, (shifted(wide, i, j, g.out, g.stride) for i, j in g.taps))
     return (total / math.prod(g.window)).astype(x.dtype)
 
 
@@ -307,4 +252,4 @@ def avg_pool_grad(g: Window, dy: Array, x: Array) -> Array:
     """Shares each gradient out evenly; windows lie side by side."""
     share = (dy.astype(wide_dtype(dy.dtype)) / math.prod(g.window)).astype(x.dtype)
     dx = jnp.repeat(jnp.repeat(share, g.window[0], axis=1), g.window[1], axis=2)
-    return _place(dx, (0, 0), g.size)
+    return place(dx, (0, 0), g.size)

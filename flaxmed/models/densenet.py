@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.checks import check_images, check_network
 from flaxmed.models.initializers import torch_linear_init, variance_scaling, zeros
 from flaxmed.models.layers import (
     BatchNorm,
@@ -23,8 +24,6 @@ from flaxmed.models.layers import (
     Conv,
     ConvNorm,
     avg_pool,
-    check_images,
-    check_network,
     conv_norm,
     max_pool,
     run_block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from flaxmed.models import native
-from flaxmed.models.cpu import wide_dtype
+from flaxmed.models.forms import wide_dtype
 from flaxmed.models.initializers import Initializer
 from flaxmed.models.operations import (
     avg_pool,
@@ -29,7 +30,6 @@ from flaxmed.models.window import Padding
 from flaxmed.types import InputError
 
 __all__ = [
-    "STEMS",
     "BatchNorm",
     "BatchNormConfig",
     "Classifier",
@@ -37,9 +37,6 @@ __all__ = [
     "ConvNorm",
     "Padding",
     "avg_pool",
-    "check_images",
-    "check_network",
-    "check_stem",
     "conv2d",
     "conv_norm",
     "lowering",
@@ -48,8 +45,6 @@ __all__ = [
     "run_block",
     "set_batch_norm_momentum",
 ]
-
-STEMS = ("imagenet", "small")
 
 _KEPT = "convolution"  # what rematerialisation keeps
 
@@ -205,14 +200,21 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Mean and variance of the batch, over n; moves the running values towards them."""
-        rows, count = None if mask is None else mask[:, None, None, None], self._count(x, mask)
-        at_least_one = jnp.maximum(count, 1)
-        mean = jnp.sum(x, (0, 1, 2), where=rows) / at_least_one
-        # Two passes: E[x^2] - E[x]^2 cancels. No gradient passes from the variance to the mean: it
-        # is the sum of the centred values, which is zero.
-        centred = x - lax.stop_gradient(mean)
-        var = jnp.sum(lax.square(centred), (0, 1, 2), where=rows) / at_least_one
-
+        count = self._count(x, mask)
+        mean_of = functools.partial(_mean, count=count, mask=mask)
+        if self.dtype == jnp.bfloat16:
+            # One pass over values that are counted from the running mean: what then cancels in
+            # float32 had no digits in bfloat16.
+            origin = self.mean[...]
+            from_origin = x - origin
+            shift = mean_of(from_origin)
+            mean = origin + shift
+            var = jnp.maximum(mean_of(lax.square(from_origin)) - lax.square(shift), 0)
+        else:
+            # Two passes: E[x^2] - E[x]^2 cancels. No gradient passes from the variance to the mean:
+            # it is the sum of the centred values, which is zero.
+            mean = mean_of(x)
+            var = mean_of(lax.square(x - lax.stop_gradient(mean)))
         self._move(mean, var, count)
         return mean, var
 
@@ -241,6 +243,14 @@ class BatchNorm(nnx.Module):
         for running, now in ((self.mean, mean), (self.var, stored)):
             old = running[...]
             running.set_value(old + lax.stop_gradient(step * (now - old)))
+
+
+def _mean(
+    x: Float[Array, "n h w c"], *, count: Float[Array, ""], mask: Bool[Array, " n"] | None
+) -> Float[Array, " c"]:
+    """Of each channel, over rows inside ``mask`` and pixels, ``count`` values; 0 of none."""
+    rows = None if mask is None else mask[:, None, None, None]
+    return jnp.sum(x, (0, 1, 2), where=rows) / jnp.maximum(count, 1)
 
 
 def set_batch_norm_momentum(model: nnx.Module, momentum: float) -> None:
@@ -400,37 +410,3 @@ class Classifier(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
         wide = x.astype(self.kernel[...].dtype)
         return wide.mean((1, 2)) @ self.kernel[...] + self.bias[...]
-
-
-def check_stem(stem: str) -> None:
-    """Refuses a stem that is neither "imagenet" nor "small", with an InputError."""
-    if stem not in STEMS:
-        raise InputError(f'stem must be "imagenet" or "small", got {stem!r}')
-
-
-def check_network(num_classes: int, in_channels: int, stem: str) -> None:
-    """Refuses what no network can be built with, with an InputError."""
-    check_stem(stem)
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-
-
-def check_images(images: Any, *, network: str, stem: str, in_channels: int, minimum: int) -> None:
-    """Refuses, with an InputError, images of a shape or dtype that the network cannot take."""
-    shape = np.shape(images)
-    if len(shape) != 4:
-        raise InputError(f"{network} expects images of shape [N, H, W, C], got {list(shape)}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InputError(
-            f"{network} expects normalised floating-point images, got {images.dtype}: "
-            "normalise them first (flaxmed.predict does it)"
-        )
-    if shape[3] != in_channels:
-        channels = "channel" if in_channels == 1 else "channels"
-        raise InputError(f"{network} expects {in_channels} {channels}, got {shape[3]}")
-    if min(shape[1:3]) < minimum:
-        raise InputError(
-            f'{network} with stem "{stem}" needs images of at least {minimum}x{minimum} pixels, '
-            f"got {shape[1]}x{shape[2]}"
-        )

@@ -1,10 +1,11 @@
 """Convolution and pooling: one meaning, a lowering for each backend.
 
 The meaning is that of ``lax.conv_general_dilated`` and ``lax.reduce_window`` on ``[N, H, W, C]``
-images. On GPU and TPU these are also what runs; on a CPU the forms of ``cpu.py`` do, in whichever
-of the three directions (forward, input gradient, kernel gradient) they are faster. Each direction
-chooses for itself, with ``lax.platform_dependent`` inside a custom derivative, so that no gradient
-is taken through a choice. ``tests/test_layers.py`` holds every form against XLA's.
+images. On a TPU these are also what runs; on a CPU the forms of ``cpu.py`` and ``native`` do, and
+on a GPU those of ``gpu.py``, in whichever of the three directions (forward, input gradient, kernel
+gradient) they are faster. Each direction chooses for itself, with ``lax.platform_dependent`` inside
+a custom derivative, so that no gradient is taken through a choice. ``tests/test_layers.py`` and
+``tests/test_gpu.py`` hold every form against XLA's.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxmed.models import cpu, native
+from flaxmed.models import cpu, gpu, native
+from flaxmed.models.forms import Lowering, wide_dtype, xla_conv
 from flaxmed.models.window import ConvWindow, Padding, Window, resolve_padding
 from flaxmed.types import InputError
 
@@ -75,11 +78,17 @@ def in_native_code(dtype: Any) -> bool:
     return _lowering == "auto" and native.serves(dtype)
 
 
-def _per_backend(on_cpu: Callable[..., Array] | None, default: Callable[..., Array]) -> Any:
-    """What runs ``on_cpu`` where the computation is placed on a CPU, and ``default`` elsewhere."""
-    if on_cpu is None:
+def _per_backend(
+    on_cpu: Callable[..., Any] | None,
+    default: Callable[..., Any],
+    on_gpu: Callable[..., Any] | None = None,
+) -> Any:
+    """What runs the form of the backend where the computation is placed, if it has one."""
+    forms = {"cpu": on_cpu, "cuda": on_gpu}
+    own = {platform: form for platform, form in forms.items() if form is not None}
+    if not own:
         return default
-    return lambda *args: lax.platform_dependent(*args, cpu=on_cpu, default=default)
+    return lambda *args: lax.platform_dependent(*args, **own, default=default)
 
 
 def conv2d(
@@ -115,32 +124,20 @@ def conv2d(
     pads = resolve_padding(padding, (h, w), (kh, kw), stride)
     g = ConvWindow((h, w), (kh, kw), stride, pads, (c, o), groups)
     if _lowering == "xla":
-        return _xla_conv(g, x, kernel)
+        return xla_conv(g, x, kernel)
     return _conv(g, x, kernel)
 
 
-def _xla_conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
-    # bfloat16 needs no preferred_element_type here: GPU and TPU accumulate it in float32 anyhow,
-    # and a float32 result would only be rounded afterwards.
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (g.stride, g.stride),
-        g.pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=g.groups,
-    )
-
-
-def _cpu_forms(g: ConvWindow, x: Array) -> cpu.Lowering:
+def _cpu_forms(g: ConvWindow, x: Array) -> Lowering:
     forms = native.forms(g, x.dtype) if in_native_code(x.dtype) else None
-    return cpu.conv_lowering(g) if forms is None else cpu.Lowering(*forms)
+    return cpu.conv_lowering(g) if forms is None else Lowering(*forms)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(g: ConvWindow, x: Array, kernel: Array) -> Array:
-    forward = functools.partial(_xla_conv, g)
-    return _per_backend(_cpu_forms(g, x).forward, forward)(x, kernel)
+    on_cpu, on_gpu = _cpu_forms(g, x), gpu.conv_lowering(g)
+    forward = functools.partial(xla_conv, g)
+    return _per_backend(on_cpu.forward, forward, on_gpu.forward)(x, kernel)
 
 
 def _conv_fwd(g: ConvWindow, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -152,15 +149,15 @@ def _conv_bwd(g: ConvWindow, operands: tuple[Array, Array], dy: Array) -> tuple[
 
     # Two choices, not one for both: the first layer's input gradient is then never computed.
     def input_grad(dy: Array, x: Array, kernel: Array) -> Array:
-        return jax.vjp(lambda x: _xla_conv(g, x, kernel), x)[1](dy)[0]
+        return jax.vjp(lambda x: xla_conv(g, x, kernel), x)[1](dy)[0]
 
     def kernel_grad(dy: Array, x: Array, kernel: Array) -> Array:
-        return jax.vjp(lambda kernel: _xla_conv(g, x, kernel), kernel)[1](dy)[0]
+        return jax.vjp(lambda kernel: xla_conv(g, x, kernel), kernel)[1](dy)[0]
 
-    on_cpu = _cpu_forms(g, x)
+    on_cpu, on_gpu = _cpu_forms(g, x), gpu.conv_lowering(g)
     return (
-        _per_backend(on_cpu.input_grad, input_grad)(dy, x, kernel),
-        _per_backend(on_cpu.kernel_grad, kernel_grad)(dy, x, kernel),
+        _per_backend(on_cpu.input_grad, input_grad, on_gpu.input_grad)(dy, x, kernel),
+        _per_backend(on_cpu.kernel_grad, kernel_grad, on_gpu.kernel_grad)(dy, x, kernel),
     )
 
 
@@ -201,7 +198,7 @@ def scaled_conv2d(
 
 def _scaled_conv_in_steps(g: ConvWindow, relu: bool, *operands: Array) -> Array:
     x, kernel, factor, shift = operands
-    y = _xla_conv(g, x, kernel) if _lowering == "xla" else _conv(g, x, kernel)
+    y = xla_conv(g, x, kernel) if _lowering == "xla" else _conv(g, x, kernel)
     y = (y.astype(factor.dtype) * factor + shift).astype(x.dtype)
     return jax.nn.relu(y) if relu else y
 
@@ -263,15 +260,27 @@ def _max_pool(g: Window, x: Array) -> Array:
     return _per_backend(on_cpu, default)(x)
 
 
-def _max_pool_fwd(g: Window, x: Array) -> tuple[Array, Array]:
-    return _max_pool(g, x), x
+def _max_pool_fwd(g: Window, x: Array) -> tuple[Array, tuple[Array, Array]]:
+    def without_winner(pool: Callable[[Window, Array], Array], x: Array) -> tuple[Array, Array]:
+        y = pool(g, x)
+        return y, jnp.zeros(y.shape, jnp.int8)
+
+    on_cpu, default = (functools.partial(without_winner, f) for f in (cpu.max_pool, _xla_max_pool))
+    y, winner = _per_backend(on_cpu, default, functools.partial(gpu.max_pool, g))(x)
+    return y, (x, winner)
 
 
-def _max_pool_bwd(g: Window, x: Array, dy: Array) -> tuple[Array]:
-    def select_and_scatter(dy: Array, x: Array) -> Array:
+def _max_pool_bwd(g: Window, kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    def on_cpu(dy: Array, x: Array, winner: Array) -> Array:
+        return cpu.max_pool_grad(g, dy, x)
+
+    def on_gpu(dy: Array, x: Array, winner: Array) -> Array:
+        return gpu.max_pool_grad(g, dy, winner)
+
+    def select_and_scatter(dy: Array, x: Array, winner: Array) -> Array:
         return jax.vjp(functools.partial(_xla_max_pool, g), x)[1](dy)[0]
 
-    return (_per_backend(functools.partial(cpu.max_pool_grad, g), select_and_scatter)(dy, x),)
+    return (_per_backend(on_cpu, select_and_scatter, on_gpu)(dy, *kept),)
 
 
 _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
@@ -299,9 +308,7 @@ def avg_pool(x: Float[Array, "n h w c"], *, window: int) -> Float[Array, "n oh o
 
 def _xla_avg_pool(g: Window, x: Array) -> Array:
     window = (1, *g.window, 1)
-    total = lax.reduce_window(
-        x.astype(cpu.wide_dtype(x.dtype)), 0.0, lax.add, window, window, "VALID"
-    )
+    total = lax.reduce_window(x.astype(wide_dtype(x.dtype)), 0.0, lax.add, window, window, "VALID")
     return (total / math.prod(g.window)).astype(x.dtype)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.checks import check_images, check_network
 from flaxmed.models.initializers import Initializer, torch_linear_init, variance_scaling
 from flaxmed.models.layers import (
     BatchNorm,
@@ -23,8 +24,6 @@ from flaxmed.models.layers import (
     Classifier,
     Conv,
     ConvNorm,
-    check_images,
-    check_network,
     conv_norm,
     max_pool,
     run_block,

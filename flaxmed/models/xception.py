@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from flaxmed.models.checks import check_images, check_network
 from flaxmed.models.initializers import (
     Initializer,
     torch_linear_init,
@@ -31,8 +32,6 @@ from flaxmed.models.layers import (
     Conv,
     ConvNorm,
     Padding,
-    check_images,
-    check_network,
     conv_norm,
     max_pool,
     run_block,

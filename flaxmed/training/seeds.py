@@ -36,17 +36,18 @@ def train_seeds(
 ) -> list[Run]:
     """Train one network once per seed, each as :func:`flaxmed.train` would, to rounding.
 
-    On an accelerator the seeds share one program, their parameters stacked along an axis of their
-    own and spread over the devices; as many at a time as the memory holds. On a CPU, where that is
-    slower, and where images are streamed, they are trained one after another; a line says so.
-    What was begun goes on when the same call is made again.
+    On several accelerators the seeds share one program, their parameters stacked along an axis of
+    their own that is spread over the devices, one seed on each. Where there is one device, or a
+    CPU, or the images are streamed, they are trained one after another; a line says so. What was
+    begun goes on when the same call is made again.
 
     Args:
         config: every setting but the seed.
         seeds: one or more, all different.
         data, data_dir, progress: as for ``train``.
         out: folder for the run directories, one per seed; None for ``runs/DATASET[_SIZE]``.
-        together: None to choose as said; True or False to insist.
+        together: None to choose as said; False to insist on one after another; True on one program,
+            which stacks as many on each device as its memory holds.
 
     Returns:
         The finished runs, in the order of the seeds.
@@ -107,14 +108,19 @@ def seeds_at_once(
     if len(steps) > 1:
         return 1, one_by_one + "they were stopped at different steps"
     if together:
+        return seeds_that_fit(config, dataset, len(runs))
+    # On one device stacked seeds take longer than one after another: two cores 1.1 to 2.7 times
+    # (benchmarks/results/seeds_cpu.json), an H100 1.13 times (seeds_h100.json).
+    devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
+    if devices >= len(runs):
         return len(runs), None
-    if jax.default_backend() == "cpu":  # 1.1 to 2.7 times: benchmarks/results/seeds_cpu.json
-        return 1, one_by_one + "on a CPU one program for all would be slower"
-    return seeds_that_fit(config, dataset, len(runs))
+    if devices == 1:
+        return 1, one_by_one + "stacked on one device they would be slower"
+    return devices, f"{devices} seeds at a time, one on each device"
 
 
 def seeds_that_fit(config: TrainConfig, dataset: Dataset, seeds: int) -> tuple[int, str | None]:
-    """As :func:`seeds_at_once`, by the memory of a device, where it says how much it has."""
+    """How many can be stacked, by the memory of a device, where it says how much it has."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:
         return seeds, None

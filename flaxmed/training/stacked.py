@@ -75,7 +75,7 @@ def stacked_step(
         def one(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Array]:
             return function(state, batch | {"epoch": epoch}, seed)
 
-        if way == "vmap":
+        if way == "vmap" and len(seeds) > 1:
             return jax.vmap(one)(state, batch, seeds)
         if way == "map":
             return jax.lax.map(lambda args: one(*args), (state, batch, seeds))

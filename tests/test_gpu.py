@@ -1,0 +1,137 @@
+"""The forms that a GPU takes, computed on whatever is here, against XLA's own operations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from flaxmed.models import gpu, operations
+from flaxmed.models.layers import conv2d, max_pool
+from flaxmed.models.window import ConvWindow, resolve_padding
+
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 1e-2}  # relative L2 error
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Every choice by backend falls on the GPU's form, where there is one."""
+
+    def per_backend(on_cpu, default, on_gpu=None):
+        return default if on_gpu is None else on_gpu
+
+    monkeypatch.setattr(operations, "_per_backend", per_backend)
+
+
+def value_and_gradients(f, *args):
+    def run(*args):
+        y, vjp = jax.vjp(f, *args)
+        return y, *vjp(jnp.asarray(np.random.default_rng(9).standard_normal(y.shape), y.dtype))
+
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
+def assert_close(ours, oracle, dtype):
+    for a, b in zip(ours, oracle, strict=True):
+        assert a.dtype == b.dtype == jnp.dtype(dtype)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) <= TOLERANCE[dtype] * np.linalg.norm(b)
+
+
+DEPTHWISE = {  # height, width, channels, kernel, padding
+    "3x3": (7, 5, 6, 3, 1),
+    "1x1 map": (1, 1, 6, 3, "SAME"),
+    "2x2 map": (2, 2, 6, 3, 1),
+    "asymmetric": (6, 7, 6, 3, ((0, 2), (1, 0))),
+    "VALID": (6, 7, 6, 3, "VALID"),
+    "5x3 pixels, 5x5": (5, 3, 6, 5, 2),
+    "33 channels": (4, 4, 33, 3, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_depthwise_convolution_equals_lax(case, dtype):
+    h, w, c, k, padding = DEPTHWISE[case]
+    pads = resolve_padding(padding, (h, w), (k, k), 1)
+    form = gpu.conv_lowering(ConvWindow((h, w), (k, k), 1, pads, (c, c), c))
+    assert None not in (form.forward, form.input_grad, form.kernel_grad)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(rng.standard_normal((3, h, w, c)), dtype)
+        kernel = jnp.asarray(rng.standard_normal((k, k, 1, c)), dtype)
+        ours = value_and_gradients(functools.partial(conv2d, padding=padding, groups=c), x, kernel)
+        oracle = value_and_gradients(
+            lambda x, kernel: lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                pads,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=c,
+            ),
+            x,
+            kernel,
+        )
+        assert_close(ours, oracle, dtype)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride"), [((64, 64), 64, 1), ((6, 6), 6, 2), ((6, 9), 1, 1)]
+)
+def test_what_cudnn_is_good_at_is_left_to_it(channels, groups, stride):
+    g = ConvWindow((8, 8), (3, 3), stride, ((1, 1), (1, 1)), channels, groups)
+    form = gpu.conv_lowering(g)
+    assert (form.forward, form.input_grad, form.kernel_grad) == (None, None, None)
+
+
+POOLS = {  # height, width, window, stride, padding
+    "3x3 stride 2, even": (8, 6, 3, 2, 1),
+    "3x3 stride 2, odd": (7, 5, 3, 2, 1),
+    "3x3 stride 2, SAME, even": (8, 6, 3, 2, "SAME"),
+    "3x3 stride 2, SAME, odd": (7, 5, 3, 2, "SAME"),
+    "3x3 stride 2, VALID": (9, 8, 3, 2, "VALID"),
+    "3x3 stride 1": (5, 5, 3, 1, 1),
+    "2x2 stride 2": (7, 6, 2, 2, "VALID"),
+    "2x2 stride 3": (9, 8, 2, 3, "VALID"),
+    "5x5 stride 2": (9, 8, 5, 2, 2),
+    "1x1 map": (1, 1, 3, 2, 1),
+    "asymmetric": (6, 6, 3, 2, ((0, 1), (2, 0))),
+}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", POOLS)
+def test_max_pool_equals_reduce_window(case, dtype, ties):
+    h, w, window, stride, padding = POOLS[case]
+    pads = resolve_padding(padding, (h, w), (window, window), stride)
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((3, h, w, 4)), dtype)
+        # Three values only, as after a ReLU: nearly every window has several largest ones.
+        x = jnp.round(jnp.clip(x, 0, 2)) if ties else x
+        ours = value_and_gradients(
+            functools.partial(max_pool, window=window, stride=stride, padding=padding), x
+        )
+        oracle = value_and_gradients(
+            lambda x: lax.reduce_window(
+                x,
+                -jnp.inf,
+                lax.max,
+                (1, window, window, 1),
+                (1, stride, stride, 1),
+                ((0, 0), *pads, (0, 0)),
+            ),
+            x,
+        )
+        np.testing.assert_array_equal(ours[0], oracle[0])
+        assert_close(ours, oracle, dtype)
+
+
+def test_max_pool_passes_nan_on():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    y, vjp = jax.vjp(lambda x: max_pool(x, window=3, stride=2, padding=1), x)
+    assert jnp.isnan(y).all()
+    assert vjp(jnp.ones_like(y))[0].sum() == y.size
