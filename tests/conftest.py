@@ -34,6 +34,7 @@ def _isolate() -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["MPLBACKEND"] = "agg"
+    os.environ["FLAXMED_KEEP_MEMORY"] = "0"  # a worker runs many tests, and would only grow
 
     # A user's data folder must neither change a test's outcome nor be written to: only the fixture
     # real_data_dir leads there. Kept under another name because worker processes inherit it.

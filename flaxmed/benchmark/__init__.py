@@ -24,6 +24,7 @@ from flaxmed.benchmark.pytorch import PyTorchNetwork, pytorch_version
 from flaxmed.benchmark.setting import Setting
 from flaxmed.benchmark.text import closing_lines, ratios, table
 from flaxmed.models import list_models, native
+from flaxmed.training.memory import keep_freed_memory
 from flaxmed.training.rundir import versions
 from flaxmed.types import InputError
 
@@ -42,6 +43,8 @@ __all__ = [
 
 KINDS = ("train", "inference", "latency")
 _PAUSE = 0.2  # seconds in which the other contestant's threads stop spinning
+# single images of one contestant, after one that is not timed: a processor that was idle is slow
+_IN_A_ROW = 5
 # what not every contestant can tell
 _OPTIONAL = (
     *("memory", "activations", "peak", "bytes_accessed"),
@@ -88,6 +91,7 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
     """
     if network not in list_models():
         raise InputError(f"network must be one of {', '.join(list_models())}, got {network!r}")
+    keep_freed_memory()
     ours = JaxNetwork(network, setting)
     networks: list[Network] = [ours]
     networks += [PyTorchNetwork(network, setting, way) for way in setting.pytorch]
@@ -100,7 +104,7 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
         infer = _take_turns(calls, setting.rounds)
     if "latency" in kinds:
         calls = [functools.partial(n.infer, 1) for n in networks]
-        single = _take_turns(calls, 5 * setting.rounds)
+        single = _take_turns(calls, setting.rounds, in_a_row=_IN_A_ROW)
     return [
         Cost(
             contestant=one.name,
@@ -117,8 +121,13 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
     ]
 
 
-def _take_turns(calls: Sequence[Callable[[], None]], rounds: int) -> list[tuple[float, ...]]:
-    """Seconds of every call, round by round; each is called once before."""
+def _take_turns(
+    calls: Sequence[Callable[[], None]], rounds: int, *, in_a_row: int = 1
+) -> list[tuple[float, ...]]:
+    """Seconds of every call, round by round, after a first one of each that is not timed.
+
+    In a row, each round begins with a call that is not timed.
+    """
     seconds: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
@@ -126,9 +135,12 @@ def _take_turns(calls: Sequence[Callable[[], None]], rounds: int) -> list[tuple[
         for i, call in enumerate(calls):
             if len(calls) > 1:
                 time.sleep(_PAUSE)
-            start = time.perf_counter()
-            call()
-            seconds[i].append(time.perf_counter() - start)
+            if in_a_row > 1:
+                call()
+            for _ in range(in_a_row):
+                start = time.perf_counter()
+                call()
+                seconds[i].append(time.perf_counter() - start)
     return [tuple(some) for some in seconds]
 
 
@@ -140,7 +152,9 @@ def about(setting: Setting) -> dict[str, Any]:
         "device": f"{os.cpu_count()} cores, {_processor()}" if cpu else device.device_kind,
         "convolutions": (native.why_not() or "C++") if cpu else "XLA",
         "versions": versions() | ({"torch": pytorch_version()} if setting.pytorch else {}),
-        "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
+        "allocator": "keeps what is freed"
+        if keep_freed_memory()
+        else os.environ.get("GLIBC_TUNABLES", "default"),
         "date": time.strftime("%Y-%m-%d"),
         "setting": dataclasses.asdict(setting),
     }

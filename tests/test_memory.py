@@ -1,0 +1,70 @@
+"""Memory that a process keeps from step to step."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from flaxmed.training.memory import keep_freed_memory
+
+PAGE_FAULTS = """
+import resource
+from flaxmed.training.memory import keep_freed_memory
+kept = keep_freed_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def step(x):  # 80 MB between the transform and the sum
+    return jnp.abs(jnp.fft.fft(x)).sum()
+
+operands = (jnp.ones((200, 50_000)),)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(3):
+    step(*operands).block_until_ready()
+before = faults()
+for _ in range(3):
+    step(*operands).block_until_ready()
+print(int(kept), (faults() - before) // 3)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+@pytest.mark.parametrize(("setting", "kept"), [("1", 1), ("0", 0)])
+def test_what_a_step_frees_serves_the_next(setting, kept):
+    env = os.environ | {"FLAXMED_KEEP_MEMORY": setting, "GLIBC_TUNABLES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS], env=env, capture_output=True, text=True, check=True
+    )
+    found, faults = map(int, done.stdout.split())
+    assert found == kept
+    pages = 80_000_000 // os.sysconf("SC_PAGE_SIZE")
+    assert faults < pages / 20 if kept else faults > pages / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FLAXMED_KEEP_MEMORY", "0"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")],
+)
+def test_what_the_user_chose_stays(monkeypatch, name, value):
+    monkeypatch.setenv("FLAXMED_KEEP_MEMORY", "1")
+    monkeypatch.setenv(name, value)
+    keep_freed_memory.cache_clear()
+    try:
+        assert keep_freed_memory() is False
+    finally:
+        keep_freed_memory.cache_clear()
+
+
+def test_an_accelerators_memory_is_left_alone(monkeypatch):
+    monkeypatch.setenv("FLAXMED_KEEP_MEMORY", "1")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "jax_plugins")
+    keep_freed_memory.cache_clear()
+    try:
+        assert keep_freed_memory() is False
+    finally:
+        keep_freed_memory.cache_clear()
