@@ -25,18 +25,18 @@ namespace flaxmed {
 namespace {
 
 constexpr int64_t kCached = 48 * 1024;       // floats of a block of images: 192 KB, in the L2 cache
-constexpr int64_t kPixelsPerPass = 256;      // of a kernel gradient's sums before they are stored
 
 // What a task computes: all rows of a few images, or a few rows of one.
 struct Block {
   int64_t image, images, row, rows;
 };
 
-// Blocks that fit in the cache, a row of an image's output taking `floats` there. Small images come
-// together until they have `pixels`, so that few tiles are cut off.
+// Blocks that fit in the cache, a row of an image's output taking `floats` there. Images of fewer
+// pixels than `pixels` come together until they have as many: few tiles are then cut off, and what a
+// block reads of the kernel, or adds to its gradient, serves many pixels.
 std::vector<Block> Blocks(const Image& out, int64_t floats, int64_t pixels, int64_t threads) {
   int64_t rows = std::max<int64_t>(1, kCached / floats), images = 1;
-  if (rows >= out.h) {
+  if (rows >= out.h || out.h * out.w < pixels) {
     images = std::max(rows / out.h, CeilDiv(pixels, out.h * out.w));
     images = std::max<int64_t>(1, std::min(images, CeilDiv(out.n, threads)));
     rows = out.h;
@@ -112,40 +112,6 @@ std::vector<int64_t> Corners(const Window& g, const Image& out, const Block& blo
   return at;
 }
 
-// --- The tile of a kernel gradient ----------------------------------------------------------------
-
-// to[i][:] += sum over pixels p: x[at[p] + i] * panel[p][:]
-template <int kCount>
-void OuterTile(const float* x, const int64_t* at, int64_t pixels, const float* panel, float* to,
-               int64_t to_step, int64_t channels) {
-  Vector sum[kCount][2] = {};
-  for (int64_t p = 0; p < pixels; ++p, panel += kChannels) {
-    const float* values = x + at[p];
-    const Vector first = Load(panel), second = Load(panel + kVector);
-#pragma GCC unroll 16
-    for (int i = 0; i < kCount; ++i) {
-      sum[i][0] += values[i] * first;
-      sum[i][1] += values[i] * second;
-    }
-  }
-  for (int i = 0; i < kCount; ++i, to += to_step) {
-    if (channels == kChannels) {
-      Store(to, Load(to) + sum[i][0]);
-      Store(to + kVector, Load(to + kVector) + sum[i][1]);
-    } else {
-      const float* row = reinterpret_cast<const float*>(sum[i]);
-      for (int64_t k = 0; k < channels; ++k) to[k] += row[k];
-    }
-  }
-}
-
-// A table of the function for 1, 2, ... kPixels rows.
-template <int... kRows>
-constexpr auto OuterTiles(std::integer_sequence<int, kRows...>) {
-  return std::array{OuterTile<kRows + 1>...};
-}
-constexpr auto kOuterTiles = OuterTiles(std::make_integer_sequence<int, kPixels>());
-
 // --- Dense convolution ---------------------------------------------------------------------------
 
 // Fewer tiles than these per panel read the kernel where it lies: to copy it would cost as much.
@@ -167,10 +133,8 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
     Parallel(pool, panels, [&](int64_t panel) {
       const int64_t c = panel * kChannels, width = std::min<int64_t>(kChannels, out.c - c);
       float* to = packed + panel * depth * kChannels;
-      for (int64_t d = 0; d < depth; ++d, to += kChannels) {
-        std::copy_n(k + d * out.c + c, width, to);
-        std::fill_n(to + width, kChannels - width, 0.0f);
-      }
+      for (int64_t d = 0; d < depth; ++d, to += kChannels)
+        CopyFew<kChannels>(k + d * out.c + c, width, to);
     });
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
@@ -326,14 +290,14 @@ void SumOverRanges(ffi::ThreadPool& pool, const std::vector<Block>& blocks, floa
   });
 }
 
-// Values of an image that meet the same gradients, of all pixels of a pass: side by side, where there
-// are so many panels of gradients that reading them from far apart would cost more.
-constexpr int64_t kPanelsToCopy = 4;
-
 ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t stride,
                           int64_t top, int64_t left) {
   const Image in = ImageOf(x.dimensions()), out = ImageOf(dy.dimensions());
   const Window g{dk->dimensions()[0], dk->dimensions()[1], stride, top, left};
+  if (SuitsWinograd(g, in, out)) {
+    WinogradKernelGradient(pool, x.typed_data(), in, dy.typed_data(), out, g, dk->typed_data());
+    return ffi::Error::Success();
+  }
   const int64_t width = g.kw * in.c, panels = CeilDiv(out.c, kChannels);
   std::array<int64_t, kPixelsPerPass> side_by_side;
   for (int64_t p = 0; p < kPixelsPerPass; ++p) side_by_side[p] = p * kPixels;
@@ -351,10 +315,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, 
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t c = panel * kChannels, count = std::min<int64_t>(kChannels, out.c - c);
         float* row = packed + panel * kPixelsPerPass * kChannels;
-        for (int64_t q = 0; q < pixels; ++q, row += kChannels) {
-          std::copy_n(gradient + (p + q) * out.c + c, count, row);
-          std::fill_n(row + count, kChannels - count, 0.0f);
-        }
+        for (int64_t q = 0; q < pixels; ++q, row += kChannels)
+          CopyFew<kChannels>(gradient + (p + q) * out.c + c, count, row);
       }
       for (int64_t i = 0; i < g.kh; ++i)
         for (int64_t k = 0; k < width; k += kPixels) {
@@ -363,7 +325,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, 
           const int64_t* where = at.data() + p;
           if (panels >= kPanelsToCopy) {
             for (int64_t q = 0; q < pixels; ++q)
-              for (int64_t m = 0; m < count; ++m) values[q * kPixels + m] = from[where[q] + m];
+              CopyFew<kPixels>(from + where[q], count, values + q * kPixels);
             from = values;
             where = side_by_side.data();
           }

@@ -25,6 +25,7 @@ constexpr int kVector = 4, kPixels = 12;  // 24 of 32
 #else
 constexpr int kVector = 4, kPixels = 6;
 #endif
+constexpr int64_t kLine = 16;                // floats of a cache line
 constexpr int kChannels = 2 * kVector;       // output channels of a tile
 constexpr int64_t kTerms = 256;              // summed in a row, see Tile
 
@@ -105,6 +106,9 @@ template <int kCount>
 void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
           const Ending& ending, float* const* out, int64_t channels) {
   Vector sum[kCount][2] = {}, total[kCount][2] = {};
+  // Where the sums will go is asked of the memory now, so that it is there when they are done.
+  for (int p = 0; p < kCount; ++p)
+    for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(out[p] + c, 1);
   const float* panel = rows.values;
   int64_t terms = 0;
   for (const Run& run : runs) {
@@ -149,6 +153,57 @@ void Multiply(const float* x, const std::vector<int64_t>& at, const std::vector<
     kTiles[count - 1](x, at.data() + p, runs, panel, ending, rows, channels);
   }
 }
+
+// Copies `count` floats, mostly kMost, and zeros behind them until there are kMost.
+template <int kMost>
+inline void CopyFew(const float* from, int64_t count, float* to) {
+  if (count == kMost) {  // a copy of known length is a few instructions
+    std::memcpy(to, from, kMost * sizeof(float));
+  } else {
+    std::copy_n(from, count, to);
+    std::fill_n(to + count, kMost - count, 0.0f);
+  }
+}
+
+// --- The tile of a kernel gradient ----------------------------------------------------------------
+
+// to[i][:] += sum over pixels p: x[at[p] + i] * panel[p][:]
+template <int kCount>
+void OuterTile(const float* x, const int64_t* at, int64_t pixels, const float* panel, float* to,
+               int64_t to_step, int64_t channels) {
+  Vector sum[kCount][2] = {};
+  for (int64_t p = 0; p < pixels; ++p, panel += kChannels) {
+    const float* values = x + at[p];
+    const Vector first = Load(panel), second = Load(panel + kVector);
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+      sum[i][0] += values[i] * first;
+      sum[i][1] += values[i] * second;
+    }
+  }
+  for (int i = 0; i < kCount; ++i, to += to_step) {
+    if (channels == kChannels) {
+      Store(to, Load(to) + sum[i][0]);
+      Store(to + kVector, Load(to + kVector) + sum[i][1]);
+    } else {
+      const float* row = reinterpret_cast<const float*>(sum[i]);
+      for (int64_t k = 0; k < channels; ++k) to[k] += row[k];
+    }
+  }
+}
+
+// A table of the function for 1, 2, ... kPixels rows.
+template <int... kRows>
+constexpr auto OuterTiles(std::integer_sequence<int, kRows...>) {
+  return std::array{OuterTile<kRows + 1>...};
+}
+constexpr auto kOuterTiles = OuterTiles(std::make_integer_sequence<int, kPixels>());
+
+constexpr int64_t kPixelsPerPass = 256;  // of a kernel gradient's sums before they are stored
+
+// Values of an image that meet the same gradients, of all pixels of a pass: side by side, where there
+// are so many panels of gradients that reading them from far apart would cost more.
+constexpr int64_t kPanelsToCopy = 4;
 
 }  // namespace
 }  // namespace flaxmed

@@ -1,4 +1,5 @@
-// 3x3 convolutions of stride 1 with 4 multiplications where 9 are needed: Winograd's F(2x2, 3x3).
+// 3x3 convolutions of stride 1, and their gradients, with 4 multiplications where 9 are needed:
+// Winograd's F(2x2, 3x3).
 //
 // A. Lavin, S. Gray, Fast algorithms for convolutional neural networks, CVPR 2016, section 4.1: a
 // square of 2x2 outputs is A' [(G g G') . (B' d B)] A, of a kernel g of 3x3 and inputs d of 4x4. What
@@ -180,6 +181,145 @@ void WinogradConvolve(ffi::ThreadPool& pool, const float* x, const Image& in, co
       StoreSquares(products, squares, first, count, own,
                    std::min<int64_t>(kChannels, out.c - o), out, y + o);
     }
+  });
+}
+
+// --- The kernel's gradient -----------------------------------------------------------------------
+//
+// By the transposes of the above it is G' [sum over squares (B' d B) . (A e A')] G, of the gradients
+// e of a square's 2x2 outputs: again 16 products where there are 36.
+
+// A e A' of one square and `width` channels, of which the rest of the panel becomes zero; `pixels` are
+// its 2x2 gradients, elements `step` apart in `to`.
+void TransformGradient(const float* const (&pixels)[2][2], int64_t width, float* to, int64_t step) {
+  float padded[2][2][kChannels] = {};
+  for (int half = 0; half < kChannels; half += kVector) {
+    Vector e[2][2];
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 2; ++j) {
+        const float* from = pixels[i][j];
+        if (width < kChannels) {
+          if (half == 0) std::copy_n(from, width, padded[i][j]);
+          from = padded[i][j];
+        }
+        e[i][j] = Load(from + half);
+      }
+    Vector rows[4][2];
+    for (int j = 0; j < 2; ++j) {
+      rows[0][j] = e[0][j];
+      rows[1][j] = e[0][j] + e[1][j];
+      rows[2][j] = e[0][j] - e[1][j];
+      rows[3][j] = -e[1][j];
+    }
+    for (int i = 0; i < 4; ++i) {
+      float* element = to + 4 * i * step + half;
+      Store(element, rows[i][0]);
+      Store(element + step, rows[i][0] + rows[i][1]);
+      Store(element + 2 * step, rows[i][0] - rows[i][1]);
+      Store(element + 3 * step, -rows[i][1]);
+    }
+  }
+}
+
+// The gradients of a block's squares transformed: `to` is [kElements][panels][count][kChannels].
+void TransformGradients(const float* dy, const Image& out, const Squares& squares, int64_t first,
+                        int64_t count, const float* zeros, float* to) {
+  const int64_t panels = CeilDiv(out.c, kChannels);
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t image = (first + s) / squares.per_image(), at = (first + s) % squares.per_image();
+    const int64_t row = 2 * (at / squares.columns), column = 2 * (at % squares.columns);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t o = p * kChannels;
+      const float* pixels[2][2];
+      for (int64_t i = 0; i < 2; ++i)
+        for (int64_t j = 0; j < 2; ++j) {
+          const int64_t u = row + i, v = column + j;
+          const bool inside = u < out.h && v < out.w;
+          pixels[i][j] = inside ? dy + ((image * out.h + u) * out.w + v) * out.c + o : zeros;
+        }
+      TransformGradient(pixels, std::min<int64_t>(kChannels, out.c - o),
+                        to + (p * count + s) * kChannels, panels * count * kChannels);
+    }
+  }
+}
+
+// sums[e][k][:] += sum over squares s: inputs[e][s][k] * gradients[e][s][:]
+void AddProducts(const float* inputs, const float* gradients, int64_t count, int64_t c,
+                 const Image& out, float* values, float* sums) {
+  const int64_t panels = CeilDiv(out.c, kChannels);
+  std::array<int64_t, kPixelsPerPass> at;
+  for (int64_t s = 0; s < count; ++s) at[s] = s * (panels >= kPanelsToCopy ? kPixels : c);
+  for (int64_t e = 0; e < kElements; ++e, inputs += count * c)
+    for (int64_t k = 0; k < c; k += kPixels) {
+      const int64_t rows = std::min<int64_t>(kPixels, c - k);
+      const float* from = inputs + k;
+      if (panels >= kPanelsToCopy) {
+        for (int64_t s = 0; s < count; ++s)
+          CopyFew<kPixels>(from + s * c, rows, values + s * kPixels);
+        from = values;
+      }
+      for (int64_t p = 0; p < panels; ++p)
+        kOuterTiles[rows - 1](from, at.data(), count, gradients + (e * panels + p) * count * kChannels,
+                              sums + (e * c + k) * out.c + p * kChannels, out.c,
+                              std::min<int64_t>(kChannels, out.c - p * kChannels));
+    }
+}
+
+// G' m G of `count` neighbouring places, of the sum of m over all parts, which lie `size` apart;
+// elements of m and taps of dk are `step` apart.
+void TransformKernelBack(const float* parts, int64_t ranges, int64_t size, int64_t step,
+                         int64_t count, float* dk) {
+  for (int64_t k = 0; k < count; k += kVector) {
+    const int64_t width = std::min<int64_t>(kVector, count - k);
+    Vector m[kElements] = {}, rows[3][4];
+    for (int64_t range = 0; range < ranges; ++range)
+      for (int e = 0; e < kElements; ++e) {
+        Vector part = {};
+        std::memcpy(&part, parts + range * size + e * step + k, width * sizeof(float));
+        m[e] += part;
+      }
+    for (int j = 0; j < 4; ++j) {
+      const Vector sum = 0.5f * (m[4 + j] + m[8 + j]);
+      rows[0][j] = m[j] + sum;
+      rows[1][j] = 0.5f * (m[4 + j] - m[8 + j]);
+      rows[2][j] = sum + m[12 + j];
+    }
+    for (int i = 0; i < 3; ++i) {
+      const Vector* r = rows[i];
+      const Vector sum = 0.5f * (r[1] + r[2]);
+      const Vector taps[3] = {r[0] + sum, 0.5f * (r[1] - r[2]), sum + r[3]};
+      for (int j = 0; j < 3; ++j)
+        std::memcpy(dk + (3 * i + j) * step + k, &taps[j], width * sizeof(float));
+    }
+  }
+}
+
+void WinogradKernelGradient(ffi::ThreadPool& pool, const float* x, const Image& in, const float* dy,
+                            const Image& out, const Window& g, float* dk) {
+  const Squares squares{CeilDiv(out.h, 2), CeilDiv(out.w, 2)};
+  const int64_t all = out.n * squares.per_image(), threads = pool.num_threads();
+  const int64_t panels = CeilDiv(out.c, kChannels), plane = in.c * out.c;
+  const int64_t size = std::min(kPixelsPerPass, CeilDiv(all, threads));
+  const int64_t blocks = CeilDiv(all, size), ranges = std::min(threads, blocks);
+  float* parts = Scratch(kShared, ranges * kElements * plane);
+  Parallel(pool, ranges, [&](int64_t range) {
+    float* sums = parts + range * kElements * plane;
+    std::fill_n(sums, kElements * plane, 0.0f);
+    const int64_t wide = std::max(in.c, panels * kChannels);
+    float* inputs = Scratch(kImages, kElements * size * in.c + wide);
+    float* zeros = inputs + kElements * size * in.c;
+    std::fill_n(zeros, wide, 0.0f);
+    float* gradients = Scratch(kGradients, size * (kElements * panels * kChannels + kPixels));
+    float* values = gradients + size * kElements * panels * kChannels;
+    for (int64_t b = blocks * range / ranges; b < blocks * (range + 1) / ranges; ++b) {
+      const int64_t first = b * size, count = std::min(size, all - first);
+      TransformInput(x, in, g, squares, first, count, zeros, inputs);
+      TransformGradients(dy, out, squares, first, count, zeros, gradients);
+      AddProducts(inputs, gradients, count, in.c, out, values, sums);
+    }
+  });
+  Parallel(pool, in.c, [&](int64_t k) {
+    TransformKernelBack(parts + k * out.c, ranges, kElements * plane, plane, out.c, dk + k * out.c);
   });
 }
 
