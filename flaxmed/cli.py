@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flaxmed import __version__
+from flaxmed.allocator import keep_freed_memory
 from flaxmed.types import InputError, RunError
+
+keep_freed_memory()  # before a command, or a program that parses as this one does, starts threads
 
 
 class Parser(argparse.ArgumentParser):

@@ -27,21 +27,22 @@ MAX_LINES = 450
 # Which parts of the package each part may import; "flaxmed" is the lazy surface in __init__.py.
 MAY_IMPORT = {
     "types": set(),
+    "allocator": set(),
     "models": {"types"},
     "data": {"types"},
     "evaluation": {"types"},
     "saliency": {"types"},
     "summary": {"types", "models"},
     "inference": {"types", "models"},
-    "training": {"types", "models", "data", "evaluation", "inference"},
-    "benchmark": {"types", "models", "training", "summary"},
+    "training": {"types", "allocator", "models", "data", "evaluation", "inference"},
+    "benchmark": {"types", "allocator", "models", "training", "summary"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "flaxmed"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["flaxmed"] = {*MAY_IMPORT} - {"cli", "__main__"}
 
 # These parts work where no accelerator library is installed.
-FREE_OF_JAX = {"types", "data", "evaluation", "flaxmed"}
+FREE_OF_JAX = {"types", "allocator", "data", "evaluation", "flaxmed"}
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow", "keras"}
 
 

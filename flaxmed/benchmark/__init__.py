@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import jax
 
+from flaxmed.allocator import keep_freed_memory
 from flaxmed.benchmark.ceiling import Ceiling, measure_ceiling
 from flaxmed.benchmark.cost import Cost
 from flaxmed.benchmark.jax_network import JaxNetwork
@@ -24,7 +25,6 @@ from flaxmed.benchmark.pytorch import PyTorchNetwork, pytorch_version
 from flaxmed.benchmark.setting import Setting
 from flaxmed.benchmark.text import closing_lines, ratios, table
 from flaxmed.models import list_models, native
-from flaxmed.training.memory import keep_freed_memory
 from flaxmed.training.rundir import versions
 from flaxmed.types import InputError
 
@@ -91,7 +91,6 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
     """
     if network not in list_models():
         raise InputError(f"network must be one of {', '.join(list_models())}, got {network!r}")
-    keep_freed_memory()
     ours = JaxNetwork(network, setting)
     networks: list[Network] = [ours]
     networks += [PyTorchNetwork(network, setting, way) for way in setting.pytorch]

@@ -11,7 +11,6 @@ from flaxmed.benchmark import about, measure
 from flaxmed.benchmark.ceiling import measure_ceiling
 from flaxmed.benchmark.setting import Setting
 from flaxmed.benchmark.text import closing_lines, ratios, table
-from flaxmed.training.memory import keep_freed_memory
 from flaxmed.training.rundir import write_json
 
 
@@ -26,7 +25,6 @@ def bench(
         command: what the file says it was made by.
         json_path: the file, in a folder that is there; None: no file.
     """
-    keep_freed_memory()  # before JAX starts, or it has no effect
     ceiling = measure_ceiling(setting.dtype)
     head = about(setting) | {
         "command": command,

@@ -1,5 +1,11 @@
 """Training: configuration, the step, the loop, checkpoints."""
 
+# ruff: noqa: E402
+
+from flaxmed.allocator import keep_freed_memory
+
+keep_freed_memory()  # first: what is imported below starts threads
+
 from flaxmed.training.augment import parse_augment
 from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
 from flaxmed.training.loop import check_run, default_dir, train

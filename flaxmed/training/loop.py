@@ -25,7 +25,6 @@ from flaxmed.training import rundir
 from flaxmed.training.batches import describe_fetch, open_calls
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.group import class_weights, prepare
-from flaxmed.training.memory import keep_freed_memory
 from flaxmed.training.progress import Interrupted, StopRequest
 from flaxmed.training.record import check_finite
 from flaxmed.training.run import Run, build_model, load_run
@@ -182,7 +181,6 @@ def check_run(
         Traceback (most recent call last):
         flaxmed.types.InputError: phantom: ResNet18 with stem "imagenet" needs images ...
     """
-    keep_freed_memory()  # here, since nothing before has started JAX
     class_weights(config, dataset)
     size = dataset.train.images.shape[1:3]
     model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
