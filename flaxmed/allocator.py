@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
 
     XLA takes a block for the intermediate values of a step on a CPU and frees it afterwards. glibc
     gives it back to the system, which clears it page by page when the next step takes it again:
-    464,000 times in a step of DenseNet-121 at 28 px and batch 64, a fifth of its time. Kept, it
+    464,000 times in a step of DenseNet-121 at 28 px and batch 64, a sixth of its time. Kept, it
     stays with the process, whose memory then never shrinks.
 
     It works for threads that come after it and only if none before them has a heap of its own: so
