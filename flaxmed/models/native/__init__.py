@@ -2,11 +2,11 @@
 
 What XLA and matrix products leave of a CPU's speed on convolutions (a half to two thirds, measured)
 lies in patches that are written out, or in loops that are not blocked; ``convolution.cc`` has
-neither, and ``winograd.h`` does 3x3 kernels with fewer operations. ``normalisation.cc`` reads its
-images as few times as can be. Both are compiled by the machine's own C++ compiler, for its own
-processor, at the first use, and kept in ``~/.cache/flaxmed/native``. Without a compiler, or with
-``FLAXMED_NATIVE=0``, the forms of ``cpu.py`` and plain JAX serve: the same results to rounding,
-more slowly.
+neither, ``winograd.h`` does 3x3 kernels with fewer operations, and ``depthwise.h`` reads a pixel
+once for all taps. ``normalisation.cc`` reads its images as few times as can be. All is compiled by
+the machine's own C++ compiler, for its own processor, at the first use, and kept in
+``~/.cache/flaxmed/native``. Without a compiler, or with ``FLAXMED_NATIVE=0``, the forms of
+``cpu.py`` and plain JAX serve: the same results to rounding, more slowly.
 """
 
 from __future__ import annotations
@@ -67,20 +67,20 @@ def serves(dtype: Any) -> bool:
 def forms(g: ConvWindow, dtype: Any) -> tuple[Form, Form, Form] | None:
     """Forward, input gradient and kernel gradient of a convolution, or None where there are none.
 
-    They are for plain convolutions of any stride and depthwise ones of stride 1, in float32;
-    bfloat16 is widened on the way in and rounded on the way out. XLA does not know how to split a
-    call into foreign code: of a batch that is spread over several devices each would compute the
-    whole (see ``lowering("jax")``).
+    They are for plain convolutions and depthwise 3x3 ones of stride 1, in float32; bfloat16 is
+    widened on the way in and rounded on the way out. XLA does not know how to split a call into
+    foreign code: of a batch that is spread over several devices each would compute the whole (see
+    ``lowering("jax")``).
 
     Args:
         g: the convolution.
         dtype: of its operands.
     """
-    depthwise = g.groups == g.channels[0] == g.channels[1] > 1 and g.stride == 1
+    (c, o), kernel = g.channels, (*g.window, g.channels[0] // g.groups, g.channels[1])
+    depthwise = g.groups == c == o > 1 and (g.window, g.stride) == ((3, 3), 1)
     if not serves(dtype) or not (depthwise or g.groups == 1):
         return None
     forward, input_grad, kernel_grad = _DEPTHWISE if depthwise else _DENSE
-    (c, o), kernel = g.channels, (*g.window, g.channels[0] // g.groups, g.channels[1])
     return (
         lambda x, k: _call(forward, g, (len(x), *g.out, o), x, k),
         lambda dy, x, k: _call(input_grad, g, (len(dy), *g.size, c), dy, k),

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "depthwise.h"
 #include "threads.h"
 #include "tile.h"
 #include "winograd.h"
@@ -47,6 +48,12 @@ std::vector<Block> Blocks(const Image& out, int64_t floats, int64_t pixels, int6
     for (int64_t r = 0; r < out.h; r += rows)
       blocks.push_back({i, std::min(images, out.n - i), r, std::min(rows, out.h - r)});
   return blocks;
+}
+
+// Into how many tasks a block's panels are divided: where blocks are few, threads that are done early
+// would wait for those that have one more.
+int64_t SharesOfPanels(const std::vector<Block>& blocks, int64_t panels, int64_t threads) {
+  return std::min(panels, CeilDiv(kTasksPerThread * threads, blocks.size()));
 }
 
 // A part of some images with zeros around them: rows and columns from (row, column) on.
@@ -139,10 +146,8 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
-  // A single image gives too few blocks: then its channels are shared out too.
-  const int64_t count = blocks.size();
-  const int64_t shares = std::min(panels, CeilDiv(4 * pool.num_threads(), count));
-  Parallel(pool, count * shares, [&](int64_t task) {
+  const int64_t shares = SharesOfPanels(blocks, panels, pool.num_threads());
+  Parallel(pool, blocks.size() * shares, [&](int64_t task) {
     const Block& block = blocks[task / shares];
     const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
     std::vector<Run> runs;  // the taps of a row lie side by side
@@ -177,6 +182,17 @@ ffi::Error ForwardAndScale(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer
   const Window g{kernel.dimensions()[0], kernel.dimensions()[1], stride, top, left};
   Convolve(pool, x, kernel, {factor.typed_data(), shift.typed_data(), relu != 0}, y, g);
   return ffi::Error::Success();
+}
+
+// `to` [columns][kChannels] is `from` [rows][columns] transposed, with zeros behind its rows. By a few
+// columns at a time, so that what is written there stays in the cache.
+void Transpose(const float* from, int64_t rows, int64_t columns, float* to) {
+  constexpr int64_t kColumns = 64;
+  if (rows < kChannels) std::fill_n(to, columns * kChannels, 0.0f);
+  for (int64_t first = 0; first < columns; first += kColumns)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = first; j < std::min(columns, first + kColumns); ++j)
+        to[j * kChannels + i] = from[i * columns + j];
 }
 
 // Input pixel (u, v) got to output ((u + top - i) / stride, (v + left - j) / stride) through tap
@@ -217,10 +233,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
     float* to = packed + phase.panels + task % panels * phase.taps.size() * out.c * kChannels;
     for (auto [down, across] : phase.taps) {
       const int64_t tap = (phase.row + down * stride) * g.kw + phase.column + across * stride;
-      std::fill_n(to, out.c * kChannels, 0.0f);
-      for (int64_t i = 0; i < width; ++i)
-        for (int64_t o = 0; o < out.c; ++o)
-          to[o * kChannels + i] = k[(tap * in.c + c + i) * out.c + o];
+      Transpose(k + (tap * in.c + c) * out.c, width, out.c, to);
       to += out.c * kChannels;
     }
   });
@@ -229,8 +242,10 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
   const int64_t columns = (in.w - 1 + left) / stride + back_columns + 1;
   const int64_t row = columns * out.c / stride + in.w * in.c;
   const auto blocks = Blocks(in, row, 8 * kPixels * stride * stride, pool.num_threads());
-  Parallel(pool, blocks.size(), [&](int64_t b) {
-    const Block& block = blocks[b];
+  const int64_t shares = SharesOfPanels(blocks, panels, pool.num_threads());
+  Parallel(pool, blocks.size() * shares, [&](int64_t task) {
+    const Block& block = blocks[task / shares];
+    const int64_t share = task % shares;
     const int64_t first = (block.row + top) / stride, last = (block.row + block.rows - 1 + top) / stride;
     Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
     const float* gradients = dy.typed_data() + block.image * out.size();
@@ -260,7 +275,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
       for (auto [down, across] : phase.taps)
         AddRun(-(down * part.columns + across) * out.c, out.c, runs);
       const int64_t depth = phase.taps.size() * out.c;
-      for (int64_t p = 0; p < panels; ++p)
+      for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; ++p)
         Multiply(gradients, at, runs, {packed + phase.panels + p * depth * kChannels, kChannels}, {},
                  to + p * kChannels, where, std::min<int64_t>(kChannels, in.c - p * kChannels));
     }
@@ -290,6 +305,56 @@ void SumOverRanges(ffi::ThreadPool& pool, const std::vector<Block>& blocks, floa
   });
 }
 
+constexpr int64_t kPixelsPerRow = 5;
+// The kernel's gradient by rows of a window, in pieces of kPixels values.
+struct Pieces {
+  int64_t rows, width;  // kh, and kw * c
+  int64_t per_row() const { return CeilDiv(width, kPixels); }
+  int64_t count() const { return rows * per_row(); }
+};
+
+// Adds to the pieces [first, last) of a kernel's gradient what one block gives.
+void AddToKernelGradient(const float* dy, const Image& out, const float* x, const Image& in,
+                         const Window& g, const Block& block, int64_t first, int64_t last,
+                         float* to) {
+  const Pieces pieces{g.kh, g.kw * in.c};
+  const int64_t panels = CeilDiv(out.c, kChannels);
+  std::array<int64_t, kPixelsPerPass> side_by_side;
+  for (int64_t p = 0; p < kPixelsPerPass; ++p) side_by_side[p] = p * kPixels;
+  const auto [images, part] = InputOf(x, in, g, out, block);
+  const auto at = Corners(g, out, block, part, in.c);
+  const float* gradient = dy + block.image * out.size() + block.row * out.w * out.c;
+  float* packed = Scratch(kGradients, kPixelsPerPass * (panels * kChannels + kPixels));
+  float* values = packed + kPixelsPerPass * panels * kChannels;
+  for (int64_t p = 0; p < static_cast<int64_t>(at.size()); p += kPixelsPerPass) {
+    const int64_t pixels = std::min<int64_t>(kPixelsPerPass, at.size() - p);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t c = panel * kChannels, count = std::min<int64_t>(kChannels, out.c - c);
+      float* row = packed + panel * kPixelsPerPass * kChannels;
+      for (int64_t q = 0; q < pixels; ++q, row += kChannels)
+        CopyFew<kChannels>(gradient + (p + q) * out.c + c, count, row);
+    }
+    for (int64_t piece = first; piece < last; ++piece) {
+      const int64_t i = piece / pieces.per_row(), k = piece % pieces.per_row() * kPixels;
+      const int64_t count = std::min<int64_t>(kPixels, pieces.width - k);
+      const float* from = images + i * part.columns * in.c + k;
+      const int64_t* where = at.data() + p;
+      if (panels >= kPanelsToCopy) {
+        for (int64_t q = 0; q < pixels; ++q)
+          CopyFew<kPixels>(from + where[q], count, values + q * kPixels);
+        from = values;
+        where = side_by_side.data();
+      }
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t c = panel * kChannels;
+        kOuterTiles[count - 1](from, where, pixels, packed + panel * kPixelsPerPass * kChannels,
+                               to + (i * pieces.width + k) * out.c + c, out.c,
+                               std::min<int64_t>(kChannels, out.c - c));
+      }
+    }
+  }
+}
+
 ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t stride,
                           int64_t top, int64_t left) {
   const Image in = ImageOf(x.dimensions()), out = ImageOf(dy.dimensions());
@@ -298,148 +363,65 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, 
     WinogradKernelGradient(pool, x.typed_data(), in, dy.typed_data(), out, g, dk->typed_data());
     return ffi::Error::Success();
   }
-  const int64_t width = g.kw * in.c, panels = CeilDiv(out.c, kChannels);
-  std::array<int64_t, kPixelsPerPass> side_by_side;
-  for (int64_t p = 0; p < kPixelsPerPass; ++p) side_by_side[p] = p * kPixels;
-
+  const Pieces pieces{g.kh, g.kw * in.c};
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, kPixelsPerPass, pool.num_threads());
-  SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
-    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
-    const auto at = Corners(g, out, block, part, in.c);
-    const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * out.c;
-    float* packed = Scratch(kGradients, kPixelsPerPass * (panels * kChannels + kPixels));
-    float* values = packed + kPixelsPerPass * panels * kChannels;
-    for (int64_t p = 0; p < static_cast<int64_t>(at.size()); p += kPixelsPerPass) {
-      const int64_t pixels = std::min<int64_t>(kPixelsPerPass, at.size() - p);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t c = panel * kChannels, count = std::min<int64_t>(kChannels, out.c - c);
-        float* row = packed + panel * kPixelsPerPass * kChannels;
-        for (int64_t q = 0; q < pixels; ++q, row += kChannels)
-          CopyFew<kChannels>(gradient + (p + q) * out.c + c, count, row);
-      }
-      for (int64_t i = 0; i < g.kh; ++i)
-        for (int64_t k = 0; k < width; k += kPixels) {
-          const int64_t count = std::min<int64_t>(kPixels, width - k);
-          const float* from = images + i * part.columns * in.c + k;
-          const int64_t* where = at.data() + p;
-          if (panels >= kPanelsToCopy) {
-            for (int64_t q = 0; q < pixels; ++q)
-              CopyFew<kPixels>(from + where[q], count, values + q * kPixels);
-            from = values;
-            where = side_by_side.data();
-          }
-          for (int64_t panel = 0; panel < panels; ++panel) {
-            const int64_t c = panel * kChannels;
-            kOuterTiles[count - 1](from, where, pixels, packed + panel * kPixelsPerPass * kChannels,
-                                   to + (i * width + k) * out.c + c, out.c,
-                                   std::min<int64_t>(kChannels, out.c - c));
-          }
-        }
-    }
-  });
+  const auto add = [&](const Block& block, int64_t first, int64_t last, float* to) {
+    AddToKernelGradient(dy.typed_data(), out, x.typed_data(), in, g, block, first, last, to);
+  };
+  // A large kernel, of few pixels, is divided among the threads: a sum per range would be written
+  // and read for nothing.
+  const int64_t tasks = pool.num_threads();
+  if (kPixelsPerRow * g.kh * pieces.width >= out.n * out.h * out.w && pieces.count() >= 8 * tasks) {
+    Parallel(pool, tasks, [&](int64_t task) {
+      const int64_t first = pieces.count() * task / tasks, last = pieces.count() * (task + 1) / tasks;
+      const auto start = [&](int64_t piece) {
+        const int64_t k = piece % pieces.per_row() * kPixels;
+        return (piece / pieces.per_row() * pieces.width + k) * out.c;
+      };
+      float* to = dk->typed_data();
+      std::fill(to + start(first), to + start(last), 0.0f);
+      for (const Block& block : blocks) add(block, first, last, to);
+    });
+  } else {
+    SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(),
+                  [&](const Block& block, float* to) { add(block, 0, pieces.count(), to); });
+  }
   return ffi::Error::Success();
 }
 
-// --- Depthwise convolution, stride 1 -------------------------------------------------------------
-
-// One output row of `columns` pixels: sums of kh * kw products, a vector of channels at a time.
-void DepthwiseRow(const float* x, int64_t row, int64_t c, int64_t columns, const Window& g,
-                  const float* kernel, float* y) {
-  for (int64_t v = 0; v < columns; ++v, x += c, y += c) {
-    int64_t k = 0;
-    for (; k + kVector <= c; k += kVector) {
-      Vector sum = {};
-      for (int64_t i = 0; i < g.kh; ++i)
-        for (int64_t j = 0; j < g.kw; ++j)
-          sum += Load(x + i * row + j * c + k) * Load(kernel + (i * g.kw + j) * c + k);
-      Store(y + k, sum);
-    }
-    for (; k < c; ++k) {
-      float sum = 0;
-      for (int64_t i = 0; i < g.kh; ++i)
-        for (int64_t j = 0; j < g.kw; ++j) sum += x[i * row + j * c + k] * kernel[(i * g.kw + j) * c + k];
-      y[k] = sum;
-    }
-  }
-}
+// --- Depthwise 3x3 convolution, stride 1 ---------------------------------------------------------
 
 void Depthwise(ffi::ThreadPool& pool, const float* x, const Image& in, const float* kernel,
                const Window& g, float* y, const Image& out) {
-  const int64_t row = (out.w + g.kw) * in.c + out.w * out.c;
-  const auto blocks = Blocks(out, row, 1, pool.num_threads());
-  Parallel(pool, blocks.size(), [&](int64_t b) {
-    const Block& block = blocks[b];
-    const auto [images, part] = InputOf(x, in, g, out, block);
-    for (int64_t i = 0; i < block.images; ++i)
-      for (int64_t u = 0; u < block.rows; ++u)
-        DepthwiseRow(images + i * part.size(in.c) + u * part.columns * in.c, part.columns * in.c,
-                     in.c, out.w, g, kernel,
-                     y + (block.image + i) * out.size() + (block.row + u) * out.w * out.c);
-  });
+  (in.c < kVector ? DepthwiseConvolve<float> : DepthwiseConvolve<Vector>)(pool, x, in, kernel, g, y,
+                                                                        out);
 }
 
-ffi::Error DepthwiseForward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t,
+ffi::Error DepthwiseForward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t stride,
                             int64_t top, int64_t left) {
-  const Window g{kernel.dimensions()[0], kernel.dimensions()[1], 1, top, left};
-  Depthwise(pool, x.typed_data(), ImageOf(x.dimensions()), kernel.typed_data(), g, y->typed_data(),
-            ImageOf(y->dimensions()));
+  Depthwise(pool, x.typed_data(), ImageOf(x.dimensions()), kernel.typed_data(),
+            {3, 3, stride, top, left}, y->typed_data(), ImageOf(y->dimensions()));
   return ffi::Error::Success();
 }
 
 // The convolution of the gradient with the kernel turned round.
-ffi::Error DepthwiseInputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result dx, int64_t,
-                                  int64_t top, int64_t left) {
-  const int64_t kh = kernel.dimensions()[0], kw = kernel.dimensions()[1], c = kernel.dimensions()[3];
-  float* turned = Scratch(kShared, kh * kw * c);
-  for (int64_t tap = 0; tap < kh * kw; ++tap)
-    std::copy_n(kernel.typed_data() + (kh * kw - 1 - tap) * c, c, turned + tap * c);
-  const Window g{kh, kw, 1, kh - 1 - top, kw - 1 - left};
-  Depthwise(pool, dy.typed_data(), ImageOf(dy.dimensions()), turned, g, dx->typed_data(),
-            ImageOf(dx->dimensions()));
+ffi::Error DepthwiseInputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result dx,
+                                  int64_t stride, int64_t top, int64_t left) {
+  const Image in = ImageOf(dx->dimensions());
+  float* turned = Scratch(kShared, kTaps * in.c);
+  for (int64_t tap = 0; tap < kTaps; ++tap)
+    std::copy_n(kernel.typed_data() + (kTaps - 1 - tap) * in.c, in.c, turned + tap * in.c);
+  Depthwise(pool, dy.typed_data(), ImageOf(dy.dimensions()), turned, {3, 3, stride, 2 - top, 2 - left},
+            dx->typed_data(), in);
   return ffi::Error::Success();
 }
 
-constexpr int kTaps = 3;  // of a row of the kernel, whose sums are held together
-
-ffi::Error DepthwiseKernelGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t,
-                                   int64_t top, int64_t left) {
+ffi::Error DepthwiseGradient(ffi::ThreadPool pool, Buffer dy, Buffer x, Result dk, int64_t stride,
+                             int64_t top, int64_t left) {
   const Image in = ImageOf(x.dimensions()), out = ImageOf(dy.dimensions());
-  const Window g{dk->dimensions()[0], dk->dimensions()[1], 1, top, left};
-  const int64_t c = in.c;
-  const auto blocks = Blocks(out, (out.w + g.kw) * c + out.w * c, 1, pool.num_threads());
-  SumOverRanges(pool, blocks, dk->typed_data(), dk->element_count(), [&](const Block& block, float* to) {
-    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
-    const float* gradient = dy.typed_data() + block.image * out.size() + block.row * out.w * c;
-    for (int64_t i = 0; i < g.kh; ++i)
-      for (int64_t j = 0; j < g.kw; j += kTaps) {
-        const int64_t taps = std::min<int64_t>(kTaps, g.kw - j);
-        float* sums = to + (i * g.kw + j) * c;
-        for (int64_t k = 0; k < c; k += kVector) {
-          const int64_t width = std::min<int64_t>(kVector, c - k);
-          Vector sum[kTaps] = {};
-          float rest[kTaps][kVector] = {};
-          for (int64_t n = 0; n < block.images; ++n)
-            for (int64_t u = 0; u < block.rows; ++u) {
-              const float* values = images + n * part.size(c) + ((u + i) * part.columns + j) * c + k;
-              const float* d = gradient + ((n * out.h + u) * out.w) * c + k;
-              for (int64_t v = 0; v < out.w; ++v, values += c, d += c) {
-                if (width == kVector) {
-                  const Vector dv = Load(d);
-                  for (int t = 0; t < kTaps; ++t)
-                    if (t < taps) sum[t] += Load(values + t * c) * dv;
-                } else {
-                  for (int64_t t = 0; t < taps; ++t)
-                    for (int64_t m = 0; m < width; ++m) rest[t][m] += values[t * c + m] * d[m];
-                }
-              }
-            }
-          for (int64_t t = 0; t < taps; ++t)
-            for (int64_t m = 0; m < width; ++m)
-              sums[t * c + k + m] += width == kVector ? sum[t][m] : rest[t][m];
-        }
-      }
-  });
+  (in.c < kVector ? DepthwiseKernelGradient<float> : DepthwiseKernelGradient<Vector>)(
+      pool, dy.typed_data(), out, x.typed_data(), in, {3, 3, stride, top, left}, dk->typed_data());
   return ffi::Error::Success();
 }
 
@@ -473,6 +455,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_input_grad, InputGradient, Signature(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_kernel_grad, KernelGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise, DepthwiseForward, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_input_grad, DepthwiseInputGradient, Signature());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_kernel_grad, DepthwiseKernelGradient, Signature());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise_kernel_grad, DepthwiseGradient, Signature());
 
 }  // namespace flaxmed

@@ -20,6 +20,8 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
+constexpr int64_t kTasksPerThread = 16;  // fewer leave threads with unequal work
+
 // Calls f(task) for every task on the threads of the pool and on this one. It waits for tasks, not
 // for threads: were all of the pool's busy, waiting like this one, it does them alone.
 template <class F>

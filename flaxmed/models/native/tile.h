@@ -78,25 +78,36 @@ struct Panel {
   int64_t step;
 };
 
-// Stores the sums of one pixel, after their ending.
-inline void Finish(Vector (&sum)[2], const Ending& ending, float* out, int64_t channels) {
-  if (ending.factor != nullptr) {
-    float constants[2][kChannels] = {};
-    std::copy_n(ending.factor, channels, constants[0]);
-    std::copy_n(ending.shift, channels, constants[1]);
-    for (int half = 0; half < 2; ++half) {
-      Vector& value = sum[half];
-      value = value * Load(constants[0] + half * kVector) + Load(constants[1] + half * kVector);
-      if (ending.relu) value = value < 0 ? Vector{} : value;  // what is not a number stays so
+// Stores sums of one panel after their ending, whose constants are read once for all pixels.
+class Finish {
+ public:
+  Finish(const Ending& ending, int64_t channels)
+      : scales_(ending.factor != nullptr), relu_(ending.relu), channels_(channels) {
+    if (!scales_) return;
+    std::memcpy(factor_, ending.factor, channels * sizeof(float));
+    std::memcpy(shift_, ending.shift, channels * sizeof(float));
+  }
+
+  void operator()(Vector (&sum)[2], float* out) const {
+    if (scales_)
+      for (int half = 0; half < 2; ++half) {
+        Vector& value = sum[half];
+        value = value * factor_[half] + shift_[half];
+        if (relu_) value = value < 0 ? Vector{} : value;  // what is not a number stays so
+      }
+    if (channels_ == kChannels) {
+      Store(out, sum[0]);
+      Store(out + kVector, sum[1]);
+    } else {
+      std::memcpy(out, sum, channels_ * sizeof(float));
     }
   }
-  if (channels == kChannels) {
-    Store(out, sum[0]);
-    Store(out + kVector, sum[1]);
-  } else {
-    std::memcpy(out, sum, channels * sizeof(float));
-  }
-}
+
+ private:
+  bool scales_, relu_;
+  int64_t channels_;
+  Vector factor_[2] = {}, shift_[2] = {};
+};
 
 // out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
 //
@@ -105,7 +116,8 @@ inline void Finish(Vector (&sum)[2], const Ending& ending, float* out, int64_t c
 template <int kCount>
 void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
           const Ending& ending, float* const* out, int64_t channels) {
-  Vector sum[kCount][2] = {}, total[kCount][2] = {};
+  Vector sum[kCount][2] = {}, total[kCount][2];
+  bool several = false;  // sums, which `total` adds up
   // Where the sums will go is asked of the memory now, so that it is there when they are done.
   for (int p = 0; p < kCount; ++p)
     for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(out[p] + c, 1);
@@ -115,7 +127,9 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel
     if (terms + run.length > kTerms) {
       for (int p = 0; p < kCount; ++p)
         for (int half = 0; half < 2; ++half)
-          total[p][half] += sum[p][half], sum[p][half] = Vector{};
+          total[p][half] = several ? total[p][half] + sum[p][half] : sum[p][half],
+          sum[p][half] = Vector{};
+      several = true;
       terms = 0;
     }
     terms += run.length;
@@ -130,9 +144,11 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel
       }
     }
   }
-  for (int p = 0; p < kCount; ++p)
-    for (int half = 0; half < 2; ++half) sum[p][half] += total[p][half];
-  for (int p = 0; p < kCount; ++p) Finish(sum[p], ending, out[p], channels);
+  if (several)
+    for (int p = 0; p < kCount; ++p)
+      for (int half = 0; half < 2; ++half) sum[p][half] += total[p][half];
+  const Finish finish(ending, channels);
+  for (int p = 0; p < kCount; ++p) finish(sum[p], out[p]);
 }
 
 // A table of the function for 1, 2, ... kPixels rows.
@@ -172,6 +188,8 @@ template <int kCount>
 void OuterTile(const float* x, const int64_t* at, int64_t pixels, const float* panel, float* to,
                int64_t to_step, int64_t channels) {
   Vector sum[kCount][2] = {};
+  for (int i = 0; i < kCount; ++i)
+    for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(to + i * to_step + c, 1);
   for (int64_t p = 0; p < pixels; ++p, panel += kChannels) {
     const float* values = x + at[p];
     const Vector first = Load(panel), second = Load(panel + kVector);

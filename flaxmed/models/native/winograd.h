@@ -130,7 +130,7 @@ void TransformInput(const float* x, const Image& in, const Window& g, const Squa
 
 // The products of a block and a panel, `from` [kElements][count][kChannels], to outputs.
 void StoreSquares(const float* from, const Squares& squares, int64_t first, int64_t count,
-                  const Ending& ending, int64_t width, const Image& out, float* y) {
+                  const Finish& finish, const Image& out, float* y) {
   for (int64_t s = 0; s < count; ++s) {
     const int64_t image = (first + s) / squares.per_image(), at = (first + s) % squares.per_image();
     const int64_t row = 2 * (at / squares.columns), column = 2 * (at % squares.columns);
@@ -139,7 +139,7 @@ void StoreSquares(const float* from, const Squares& squares, int64_t first, int6
     for (int64_t i = 0; i < std::min<int64_t>(2, out.h - row); ++i)
       for (int64_t j = 0; j < std::min<int64_t>(2, out.w - column); ++j) {
         float* to = y + ((image * out.h + row + i) * out.w + column + j) * out.c;
-        Finish(values[i][j], ending, to, width);
+        finish(values[i][j], to);
       }
   }
 }
@@ -178,8 +178,8 @@ void WinogradConvolve(ffi::ThreadPool& pool, const float* x, const Image& in, co
                  products + e * count * kChannels, to, kChannels);
       Ending own = ending;
       if (own.factor != nullptr) own.factor += o, own.shift += o;
-      StoreSquares(products, squares, first, count, own,
-                   std::min<int64_t>(kChannels, out.c - o), out, y + o);
+      StoreSquares(products, squares, first, count,
+                   {own, std::min<int64_t>(kChannels, out.c - o)}, out, y + o);
     }
   });
 }
