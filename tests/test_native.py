@@ -30,6 +30,10 @@ MORE = {
     "many images": (65, 5, 5, 16, 33, 3, 1, 1, 1),
     "tiny maps": (33, 2, 2, 64, 64, 3, 1, 1, 1),
     "many channels": (3, 4, 4, 260, 272, 3, 1, 1, 1),
+    # the kernel's rows shared out; the last panel cut off
+    "few pixels": (1, 7, 7, 70, 45, 3, 1, 1, 1),
+    "few pixels, stride 2": (1, 8, 7, 130, 64, 3, 2, 1, 1),
+    "few pixels, pointwise": (3, 4, 4, 300, 100, 1, 1, 0, 1),
     "stride 3": (3, 13, 12, 5, 7, 3, 3, ((2, 1), (0, 1)), 1),
     "stride larger than the kernel": (2, 9, 9, 4, 6, 2, 3, 0, 1),
     "pointwise, padded at the far sides": (3, 7, 6, 16, 20, 1, 1, ((0, 2), (0, 1)), 1),
@@ -53,7 +57,7 @@ MORE = {
     "squares, cropped": (8, 14, 15, 24, 24, 3, 1, ((-1, 1), (1, -2)), 1),
     "squares beyond the padding": (8, 8, 8, 16, 16, 3, 1, 4, 1),
 }
-MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "many channels")]
+MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "few pixels")]
 CASES = {name: (4, *case) for name, case in CONVOLUTIONS.items()} | MORE
 
 

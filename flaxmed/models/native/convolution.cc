@@ -121,8 +121,65 @@ std::vector<int64_t> Corners(const Window& g, const Image& out, const Block& blo
 
 // --- Dense convolution ---------------------------------------------------------------------------
 
-// Fewer tiles than these per panel read the kernel where it lies: to copy it would cost as much.
-constexpr int64_t kTilesToCopy = 12;
+// Copies a panel of a matrix of so many rows and columns, with zeros where columns end.
+void PackPanel(const float* matrix, int64_t rows, int64_t columns, int64_t panel, float* to) {
+  const int64_t first = panel * kChannels, width = std::min<int64_t>(kChannels, columns - first);
+  for (int64_t row = 0; row < rows; ++row, to += kChannels)
+    CopyFew<kChannels>(matrix + row * columns + first, width, to);
+}
+
+// Where there are few pixels, most of the work is to read the kernel. Each thread reads some of its
+// rows, one after the other, and multiplies all pixels by them; the threads' sums are added up.
+constexpr int64_t kFewPixels = 64;
+constexpr int64_t kRowsInCache = 64 * 1024;  // floats: 256 KB, and as much on the way
+
+void ConvolveFewPixels(ffi::ThreadPool& pool, const float* x, const Image& in, const float* kernel,
+                       const Ending& ending, float* y, const Image& out, const Window& g) {
+  const Block all{0, out.n, 0, out.h};
+  const int64_t panels = CeilDiv(out.c, kChannels), width = panels * kChannels;
+  const int64_t pixels = out.n * out.h * out.w, length = g.kw * in.c;
+  const int64_t most = std::clamp<int64_t>(kRowsInCache / out.c, 32, kTerms);
+  const int64_t per_row = CeilDiv(length, most), pieces = g.kh * per_row;
+  const int64_t ranges = std::min<int64_t>(pool.num_threads(), pieces);
+  float* sums = Scratch(kShared, ranges * pixels * width);
+  const auto channels = [&](int64_t panel) {
+    return std::min<int64_t>(kChannels, out.c - panel * kChannels);
+  };
+  Parallel(pool, ranges, [&](int64_t range) {
+    const auto [images, part] = InputOf(x, in, g, out, all);
+    const auto at = Corners(g, out, all, part, in.c);
+    std::vector<int64_t> to(pixels);
+    for (int64_t p = 0; p < pixels; ++p) to[p] = p * width;
+    float* sum = sums + range * pixels * width;
+    std::fill_n(sum, pixels * width, 0.0f);
+    for (int64_t piece = pieces * range / ranges; piece < pieces * (range + 1) / ranges; ++piece) {
+      const int64_t i = piece / per_row, first = piece % per_row * most;
+      const int64_t rows = std::min(most, length - first);
+      const float* from = kernel + (i * length + first) * out.c;
+      const std::vector<Run> runs{{i * part.columns * in.c + first, rows}};
+      for (int64_t p = 0; p < panels; ++p) {
+        // Meanwhile the next rows are asked for.
+        Panel panel{from + p * kChannels, out.c, from + rows * out.c + p * rows * kChannels};
+        if (channels(p) < kChannels) {
+          float* packed = Scratch(kGradients, most * kChannels);
+          PackPanel(from, rows, out.c, p, packed);
+          panel = {packed};
+        }
+        Multiply(images, at, runs, panel, kAdd, sum + p * kChannels, to, kChannels);
+      }
+    }
+  });
+  Parallel(pool, panels, [&](int64_t p) {
+    const Finish finish(ending.from(p * kChannels), channels(p));
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      Vector total[2] = {};
+      for (int64_t range = 0; range < ranges; ++range)
+        for (int half = 0; half < 2; ++half)
+          total[half] += Load(sums + (range * pixels + pixel) * width + p * kChannels + half * kVector);
+      finish(total, y + pixel * out.c + p * kChannels);
+    }
+  });
+}
 
 void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, const Ending& ending,
               Result& y, const Window& g) {
@@ -133,16 +190,12 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
     return WinogradConvolve(pool, x.typed_data(), in, k,
                             {3 * in.c * out.c, in.c * out.c, out.c, 1}, ending, y->typed_data(),
                             out, g);
-  const bool copied =
-      out.c % kChannels != 0 || out.n * out.h * out.w > kTilesToCopy * kPixels;
-  float* packed = copied ? Scratch(kShared, panels * depth * kChannels) : nullptr;
-  if (copied)
-    Parallel(pool, panels, [&](int64_t panel) {
-      const int64_t c = panel * kChannels, width = std::min<int64_t>(kChannels, out.c - c);
-      float* to = packed + panel * depth * kChannels;
-      for (int64_t d = 0; d < depth; ++d, to += kChannels)
-        CopyFew<kChannels>(k + d * out.c + c, width, to);
-    });
+  if (out.n * out.h * out.w <= kFewPixels)
+    return ConvolveFewPixels(pool, x.typed_data(), in, k, ending, y->typed_data(), out, g);
+  float* packed = Scratch(kShared, panels * depth * kChannels);
+  Parallel(pool, panels, [&](int64_t panel) {
+    PackPanel(k, depth, out.c, panel, packed + panel * depth * kChannels);
+  });
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
@@ -159,11 +212,7 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
     const int64_t share = task % shares;
     for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; ++p) {
       const int64_t c = p * kChannels;
-      const Panel panel = copied ? Panel{packed + p * depth * kChannels, kChannels}
-                                 : Panel{k + c, out.c};
-      Ending own = ending;
-      if (own.factor != nullptr) own.factor += c, own.shift += c;
-      Multiply(images, at, runs, panel, own, first + c, to,
+      Multiply(images, at, runs, {packed + p * depth * kChannels}, ending.from(c), first + c, to,
                std::min<int64_t>(kChannels, out.c - c));
     }
   });
@@ -276,7 +325,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
         AddRun(-(down * part.columns + across) * out.c, out.c, runs);
       const int64_t depth = phase.taps.size() * out.c;
       for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; ++p)
-        Multiply(gradients, at, runs, {packed + phase.panels + p * depth * kChannels, kChannels}, {},
+        Multiply(gradients, at, runs, {packed + phase.panels + p * depth * kChannels}, {},
                  to + p * kChannels, where, std::min<int64_t>(kChannels, in.c - p * kChannels));
     }
   });

@@ -26,19 +26,24 @@ constexpr int64_t kTasksPerThread = 16;  // fewer leave threads with unequal wor
 // for threads: were all of the pool's busy, waiting like this one, it does them alone.
 template <class F>
 void Parallel(ffi::ThreadPool& pool, int64_t tasks, const F& f) {
+  if (tasks == 1 || pool.num_threads() == 1) {
+    for (int64_t task = 0; task < tasks; ++task) f(task);
+    return;
+  }
   struct Shared {
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next{0}, left;
     std::mutex mutex;
     std::condition_variable finished;
-    int64_t left;
   };
   auto shared = std::make_shared<Shared>();
   shared->left = tasks;
   auto work = [shared, tasks, &f] {  // f is gone once no task is left
     for (int64_t task; (task = shared->next++) < tasks;) {
       f(task);
-      std::lock_guard<std::mutex> lock(shared->mutex);
-      if (--shared->left == 0) shared->finished.notify_all();
+      if (--shared->left == 0) {
+        std::lock_guard<std::mutex> lock(shared->mutex);
+        shared->finished.notify_all();
+      }
     }
   };
   for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), tasks); ++i)

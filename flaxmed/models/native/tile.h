@@ -66,23 +66,24 @@ void AddRun(int64_t offset, int64_t length, std::vector<Run>& runs) {
 }
 
 // What happens to a tile's sums before they are stored: nothing, or times `factor`, plus `shift`,
-// and then, perhaps, a ReLU.
+// and then, perhaps, a ReLU; or they are added to what is there.
 struct Ending {
   const float *factor = nullptr, *shift = nullptr;
-  bool relu = false;
-};
+  bool relu = false, add = false;
 
-// A panel of the kernel: the rows of kChannels output channels, `step` apart.
-struct Panel {
-  const float* values;
-  int64_t step;
+  // The ending of the channels from `first` on.
+  Ending from(int64_t first) const {
+    if (factor == nullptr) return *this;
+    return {factor + first, shift + first, relu, add};
+  }
 };
+constexpr Ending kAdd{nullptr, nullptr, false, true};
 
 // Stores sums of one panel after their ending, whose constants are read once for all pixels.
 class Finish {
  public:
   Finish(const Ending& ending, int64_t channels)
-      : scales_(ending.factor != nullptr), relu_(ending.relu), channels_(channels) {
+      : scales_(ending.factor != nullptr), relu_(ending.relu), add_(ending.add), channels_(channels) {
     if (!scales_) return;
     std::memcpy(factor_, ending.factor, channels * sizeof(float));
     std::memcpy(shift_, ending.shift, channels * sizeof(float));
@@ -95,6 +96,8 @@ class Finish {
         value = value * factor_[half] + shift_[half];
         if (relu_) value = value < 0 ? Vector{} : value;  // what is not a number stays so
       }
+    if (add_)
+      for (int half = 0; half < 2; ++half) sum[half] += Load(out + half * kVector);
     if (channels_ == kChannels) {
       Store(out, sum[0]);
       Store(out + kVector, sum[1]);
@@ -104,9 +107,17 @@ class Finish {
   }
 
  private:
-  bool scales_, relu_;
+  bool scales_, relu_, add_;  // to add, a panel must be whole
   int64_t channels_;
   Vector factor_[2] = {}, shift_[2] = {};
+};
+
+// A panel of the kernel: rows of kChannels output channels, `step` apart; and what to ask the memory
+// for meanwhile, as large as the panel.
+struct Panel {
+  const float* values;
+  int64_t step = kChannels;
+  const float* ahead = nullptr;
 };
 
 // out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
@@ -114,7 +125,7 @@ class Finish {
 // The error of a sum grows with the number of terms that are added to it one by one: a kernel of
 // 3x3x512 has 4,608. So some terms make a sum of their own, and these sums are added up.
 template <int kCount>
-void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel rows,
+void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const Panel& rows,
           const Ending& ending, float* const* out, int64_t channels) {
   Vector sum[kCount][2] = {}, total[kCount][2];
   bool several = false;  // sums, which `total` adds up
@@ -122,6 +133,7 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel
   for (int p = 0; p < kCount; ++p)
     for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(out[p] + c, 1);
   const float* panel = rows.values;
+  const float* ahead = rows.ahead;
   int64_t terms = 0;
   for (const Run& run : runs) {
     if (terms + run.length > kTerms) {
@@ -136,6 +148,10 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, Panel
     const float* pixel[kCount];
     for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
     for (int64_t k = 0; k < run.length; ++k, panel += rows.step) {
+      if (ahead != nullptr) {
+        for (int64_t c = 0; c < kChannels; c += kLine) __builtin_prefetch(ahead + c);
+        ahead += kChannels;
+      }
       const Vector first = Load(panel), second = Load(panel + kVector);
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
@@ -167,6 +183,7 @@ void Multiply(const float* x, const std::vector<int64_t>& at, const std::vector<
     float* rows[kPixels];
     for (int i = 0; i < count; ++i) rows[i] = out + to[p + i];
     kTiles[count - 1](x, at.data() + p, runs, panel, ending, rows, channels);
+    panel.ahead = nullptr;
   }
 }
 

@@ -174,12 +174,10 @@ void WinogradConvolve(ffi::ThreadPool& pool, const float* x, const Image& in, co
       const int64_t o = p * kChannels;
       for (int64_t e = 0; e < kElements; ++e)
         Multiply(inputs + e * count * c, at, runs,
-                 {transformed + p * panel_size + e * c * kChannels, kChannels}, {},
+                 {transformed + p * panel_size + e * c * kChannels}, {},
                  products + e * count * kChannels, to, kChannels);
-      Ending own = ending;
-      if (own.factor != nullptr) own.factor += o, own.shift += o;
       StoreSquares(products, squares, first, count,
-                   {own, std::min<int64_t>(kChannels, out.c - o)}, out, y + o);
+                   {ending.from(o), std::min<int64_t>(kChannels, out.c - o)}, out, y + o);
     }
   });
 }
