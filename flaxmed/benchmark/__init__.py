@@ -1,8 +1,8 @@
 """What `flaxmed bench` runs: what a network costs, here and beside PyTorch.
 
 All contestants live in one process and take turns (A B A B ...), so that a change of the machine's
-pace meets them alike; what is compared are medians. Each runs once before it is timed, and a timing
-ends when the device has finished.
+pace meets them alike; what is compared are medians. Each runs for a while before it is timed, and a
+timing ends when the device has finished.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ __all__ = [
 
 KINDS = ("train", "inference", "latency")
 _PAUSE = 0.2  # seconds in which the other contestant's threads stop spinning
-# single images of one contestant, after one that is not timed: a processor that was idle is slow
-_IN_A_ROW = 5
+# Seconds in which a contestant runs untimed before it is timed again: after a pause the system lets
+# threads share a core for some 50 ms before it gives each its own.
+_WARM_UP = 0.1
+_IN_A_ROW = 5  # single images of one contestant
 # what not every contestant can tell
 _OPTIONAL = (
     *("memory", "activations", "peak", "bytes_accessed"),
@@ -123,10 +125,7 @@ def measure(network: str, setting: Setting, kinds: Sequence[str] = KINDS) -> lis
 def _take_turns(
     calls: Sequence[Callable[[], None]], rounds: int, *, in_a_row: int = 1
 ) -> list[tuple[float, ...]]:
-    """Seconds of every call, round by round, after a first one of each that is not timed.
-
-    In a row, each round begins with a call that is not timed.
-    """
+    """Seconds of every call, round by round, each after some that are not timed."""
     seconds: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
@@ -134,7 +133,8 @@ def _take_turns(
         for i, call in enumerate(calls):
             if len(calls) > 1:
                 time.sleep(_PAUSE)
-            if in_a_row > 1:
+            start = time.perf_counter()
+            while time.perf_counter() - start < _WARM_UP:
                 call()
             for _ in range(in_a_row):
                 start = time.perf_counter()
