@@ -215,6 +215,29 @@ def test_a_scaled_convolution_is_its_steps(case, relu):
         assert relative_error(a, b) < 2e-6
 
 
+@pytest.mark.parametrize(
+    ("n", "size", "out"),
+    [(5, (7, 6), 40), (1, (5, 5), 70), (3, (16, 14), 128), (1, (70, 60), 33)],
+    ids=["images in blocks", "few pixels", "an image a block", "rows in blocks"],
+)
+def test_a_bottleneck_is_its_steps(n, size, out):
+    widths = (24, 8, 5, 11)
+    pieces = [normal(i, (n, *size, width), "float32") for i, width in enumerate(widths)]
+    scale, bias = (normal(i, (sum(widths),), "float32") for i in (5, 6))
+    kernel = normal(7, (1, 1, sum(widths), out), "float32")
+    factor, shift = (normal(i, (out,), "float32") for i in (8, 9))
+
+    def ours(*operands):
+        return operations.bottleneck(operands[5:], *operands[:5])
+
+    operands = (scale, bias, kernel, factor, shift, *pieces)
+    found = value_and_gradients(ours, *operands)
+    with lowering("xla"):
+        expected = value_and_gradients(lambda *operands: ours(*operands), *operands)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 2e-6
+
+
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "xception"])
 def test_a_network_evaluates_as_it_does_in_plain_xla(name):
     """Five images at once, and one alone, which is cut among threads in another way."""

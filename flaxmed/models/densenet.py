@@ -24,8 +24,8 @@ from flaxmed.models.layers import (
     Conv,
     ConvNorm,
     avg_pool,
-    conv_norm,
     max_pool,
+    norm_conv_norm,
     run_block,
 )
 
@@ -76,8 +76,8 @@ class DenseLayer(nnx.Module):
     def __call__(
         self, features: list[Float[Array, "n h w _"]], mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        x = self.norm1(jnp.concatenate(features, axis=-1), mask, relu=True)
-        return self.conv2(conv_norm(self.conv1, self.norm2, x, mask, relu=True))
+        x = norm_conv_norm(self.norm1, self.conv1, self.norm2, features, mask)
+        return self.conv2(x)
 
 
 class Transition(nnx.Module):

@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ _DEPTHWISE = (
     "flaxmed_depthwise_kernel_grad",
 )
 _SCALED = "flaxmed_conv_norm"
+_BOTTLENECK = "flaxmed_norm_conv_norm"
 _NORM = ("flaxmed_batch_norm", "flaxmed_batch_norm_grad")
 # No errno and no traps: loops with a square root or a choice in them become vectors. What is not a
 # number, and how sums are rounded, stays as the source says.
@@ -129,6 +130,38 @@ def scaled_conv(
     return _call(_SCALED, g, shape, x, kernel, factor, shift, relu=np.int64(relu))
 
 
+def bottleneck(
+    pieces: Sequence[Float[Array, "n h w _"]],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    kernel: Float[Array, "1 1 c o"],
+    factor: Float[Array, " o"],
+    shift: Float[Array, " o"],
+) -> Float[Array, "n h w o"]:
+    """Scale, bias, ReLU of the pieces' channels side by side; a scaled 1x1 convolution and a ReLU.
+
+    In one pass, which writes neither the concatenation nor its normalisation. It has no derivative
+    of its own.
+
+    Args:
+        pieces: images, float32.
+        scale, bias: of each channel of all pieces.
+        kernel: as for ``conv2d``.
+        factor, shift: of each output channel.
+
+    Example:
+        >>> x, one = jnp.ones((1, 2, 2, 1)), jnp.ones(1)
+        >>> if serves(x.dtype):
+        ...     y = bottleneck([x, x], jnp.ones(2), jnp.zeros(2), jnp.ones((1, 1, 2, 1)), one, one)
+        ...     assert (y == 3).all()
+    """
+    shape = (*pieces[0].shape[:3], kernel.shape[-1])
+    function = jax.ffi.ffi_call(
+        _BOTTLENECK, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential"
+    )
+    return function(scale, bias, kernel, factor, shift, *pieces)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def batch_norm(
     epsilon: float,
@@ -199,7 +232,7 @@ def why_not() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return f"the C++ compiler {compiler} failed: {' '.join(detail.split())[:300]}"
-    for name in (*_DENSE, *_DEPTHWISE, _SCALED, *_NORM):
+    for name in (*_DENSE, *_DEPTHWISE, _SCALED, _BOTTLENECK, *_NORM):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 

@@ -133,7 +133,8 @@ void PackPanel(const float* matrix, int64_t rows, int64_t columns, int64_t panel
 constexpr int64_t kFewPixels = 64;
 constexpr int64_t kRowsInCache = 64 * 1024;  // floats: 256 KB, and as much on the way
 
-void ConvolveFewPixels(ffi::ThreadPool& pool, const float* x, const Image& in, const float* kernel,
+template <class Read>
+void ConvolveFewPixels(ffi::ThreadPool& pool, const Read& read, const Image& in, const float* kernel,
                        const Ending& ending, float* y, const Image& out, const Window& g) {
   const Block all{0, out.n, 0, out.h};
   const int64_t panels = CeilDiv(out.c, kChannels), width = panels * kChannels;
@@ -146,7 +147,7 @@ void ConvolveFewPixels(ffi::ThreadPool& pool, const float* x, const Image& in, c
     return std::min<int64_t>(kChannels, out.c - panel * kChannels);
   };
   Parallel(pool, ranges, [&](int64_t range) {
-    const auto [images, part] = InputOf(x, in, g, out, all);
+    const auto [images, part] = read(all);
     const auto at = Corners(g, out, all, part, in.c);
     std::vector<int64_t> to(pixels);
     for (int64_t p = 0; p < pixels; ++p) to[p] = p * width;
@@ -181,20 +182,16 @@ void ConvolveFewPixels(ffi::ThreadPool& pool, const float* x, const Image& in, c
   });
 }
 
-void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, const Ending& ending,
-              Result& y, const Window& g) {
-  const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
-  const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
-  const float* k = kernel.typed_data();
-  if (SuitsWinograd(g, in, out))
-    return WinogradConvolve(pool, x.typed_data(), in, k,
-                            {3 * in.c * out.c, in.c * out.c, out.c, 1}, ending, y->typed_data(),
-                            out, g);
+// read(block) gives what a block reads.
+template <class Read>
+void Convolve(ffi::ThreadPool& pool, const Read& read, const Image& in, const float* kernel,
+              const Ending& ending, float* y, const Image& out, const Window& g) {
   if (out.n * out.h * out.w <= kFewPixels)
-    return ConvolveFewPixels(pool, x.typed_data(), in, k, ending, y->typed_data(), out, g);
+    return ConvolveFewPixels(pool, read, in, kernel, ending, y, out, g);
+  const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
   float* packed = Scratch(kShared, panels * depth * kChannels);
   Parallel(pool, panels, [&](int64_t panel) {
-    PackPanel(k, depth, out.c, panel, packed + panel * depth * kChannels);
+    PackPanel(kernel, depth, out.c, panel, packed + panel * depth * kChannels);
   });
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
@@ -202,13 +199,13 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
   const int64_t shares = SharesOfPanels(blocks, panels, pool.num_threads());
   Parallel(pool, blocks.size() * shares, [&](int64_t task) {
     const Block& block = blocks[task / shares];
-    const auto [images, part] = InputOf(x.typed_data(), in, g, out, block);
+    const auto [images, part] = read(block);
     std::vector<Run> runs;  // the taps of a row lie side by side
     for (int64_t i = 0; i < g.kh; ++i) AddRun(i * part.columns * in.c, g.kw * in.c, runs);
     const auto at = Corners(g, out, block, part, in.c);
     std::vector<int64_t> to(at.size());
     for (size_t p = 0; p < to.size(); ++p) to[p] = p * out.c;
-    float* first = y->typed_data() + block.image * out.size() + block.row * out.w * out.c;
+    float* first = y + block.image * out.size() + block.row * out.w * out.c;
     const int64_t share = task % shares;
     for (int64_t p = panels * share / shares; p < panels * (share + 1) / shares; ++p) {
       const int64_t c = p * kChannels;
@@ -216,6 +213,17 @@ void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, cons
                std::min<int64_t>(kChannels, out.c - c));
     }
   });
+}
+
+void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, const Ending& ending,
+              Result& y, const Window& g) {
+  const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
+  const float *images = x.typed_data(), *k = kernel.typed_data();
+  if (SuitsWinograd(g, in, out))
+    return WinogradConvolve(pool, images, in, k, {3 * in.c * out.c, in.c * out.c, out.c, 1}, ending,
+                            y->typed_data(), out, g);
+  const auto read = [&](const Block& block) { return InputOf(images, in, g, out, block); };
+  Convolve(pool, read, in, k, ending, y->typed_data(), out, g);
 }
 
 ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, int64_t stride,
@@ -242,6 +250,45 @@ void Transpose(const float* from, int64_t rows, int64_t columns, float* to) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = first; j < std::min(columns, first + kColumns); ++j)
         to[j * kChannels + i] = from[i * columns + j];
+}
+
+void NormaliseRelu(const float* __restrict x, const float* __restrict scale,
+                   const float* __restrict bias, int64_t c, float* __restrict y) {
+  for (int64_t k = 0; k < c; ++k) {
+    const float value = x[k] * scale[k] + bias[k];
+    y[k] = value < 0 ? 0 : value;  // what is not a number stays so
+  }
+}
+
+// A 1x1 convolution and its ending, of several images' channels side by side after their own scale,
+// shift and ReLU: neither the concatenation nor its normalisation is ever written.
+ffi::Error NormConvNorm(ffi::ThreadPool pool, Buffer scale, Buffer bias, Buffer kernel,
+                        Buffer factor, Buffer shift, ffi::RemainingArgs features, Result y) {
+  const Image out = ImageOf(y->dimensions());
+  const Image in{out.n, out.h, out.w, kernel.dimensions()[2]};
+  std::vector<std::pair<const float*, int64_t>> pieces;  // values and channels
+  for (size_t i = 0; i < features.size(); ++i) {
+    const auto piece = features.get<Buffer>(i);
+    if (!piece.has_value()) return piece.error();
+    pieces.emplace_back(piece->typed_data(), piece->dimensions()[3]);
+  }
+  const auto read = [&](const Block& block) {
+    const int64_t first = (block.image * in.h + block.row) * in.w;
+    const int64_t pixels = block.images * block.rows * in.w;
+    float* copy = Scratch(kImages, pixels * in.c);
+    float* to = copy;
+    for (int64_t p = first; p < first + pixels; ++p) {
+      const float *factors = scale.typed_data(), *shifts = bias.typed_data();
+      for (const auto& [values, c] : pieces) {
+        NormaliseRelu(values + p * c, factors, shifts, c, to);
+        factors += c, shifts += c, to += c;
+      }
+    }
+    return Source{copy, {block.row, block.rows, 0, in.w}};
+  };
+  const Ending ending{factor.typed_data(), shift.typed_data(), true};
+  Convolve(pool, read, in, kernel.typed_data(), ending, y->typed_data(), out, {1, 1, 1, 0, 0});
+  return ffi::Error::Success();
 }
 
 // Input pixel (u, v) got to output ((u + top - i) / stride, (v + left - j) / stride) through tap
@@ -500,6 +547,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_norm, ForwardAndScale,
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left")
                                   .Attr<int64_t>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_norm_conv_norm, NormConvNorm,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // scale, before the convolution
+                                  .Arg<Buffer>()  // bias
+                                  .Arg<Buffer>()  // kernel
+                                  .Arg<Buffer>()  // factor, after it
+                                  .Arg<Buffer>()  // shift
+                                  .RemainingArgs()
+                                  .Ret<Buffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_input_grad, InputGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_conv_kernel_grad, KernelGradient, Signature());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxmed_depthwise, DepthwiseForward, Signature());
