@@ -30,6 +30,11 @@ MORE = {
     "many images": (65, 5, 5, 16, 33, 3, 1, 1, 1),
     "tiny maps": (33, 2, 2, 64, 64, 3, 1, 1, 1),
     "many channels": (3, 4, 4, 260, 272, 3, 1, 1, 1),
+    # the places of a tiny map one by one
+    "places": (33, 3, 3, 40, 70, 3, 1, 1, 1),
+    "places, stride 2": (20, 5, 4, 300, 33, 3, 2, 1, 1),
+    "places, 5x5": (14, 2, 1, 20, 40, 5, 1, 2, 1),
+    "places beyond the image": (14, 2, 2, 20, 40, 2, 1, ((2, 0), (0, 0)), 1),
     # the kernel's rows shared out; the last panel cut off
     "few pixels": (1, 7, 7, 70, 45, 3, 1, 1, 1),
     "few pixels, stride 2": (1, 8, 7, 130, 64, 3, 2, 1, 1),
@@ -57,7 +62,7 @@ MORE = {
     "squares, cropped": (8, 14, 15, 24, 24, 3, 1, ((-1, 1), (1, -2)), 1),
     "squares beyond the padding": (8, 8, 8, 16, 16, 3, 1, 4, 1),
 }
-MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "few pixels")]
+MORE_RELU = [(name, True) for name in ("rows in blocks", "many images", "few pixels", "places")]
 CASES = {name: (4, *case) for name, case in CONVOLUTIONS.items()} | MORE
 
 

@@ -123,9 +123,23 @@ std::vector<int64_t> Corners(const Window& g, const Image& out, const Block& blo
 
 // Copies a panel of a matrix of so many rows and columns, with zeros where columns end.
 void PackPanel(const float* matrix, int64_t rows, int64_t columns, int64_t panel, float* to) {
+  constexpr int64_t kAhead = 32;  // rows far apart are not foreseen by the processor
   const int64_t first = panel * kChannels, width = std::min<int64_t>(kChannels, columns - first);
-  for (int64_t row = 0; row < rows; ++row, to += kChannels)
-    CopyFew<kChannels>(matrix + row * columns + first, width, to);
+  const float* from = matrix + first;
+  for (int64_t row = 0; row < rows; ++row, from += columns, to += kChannels) {
+    for (int64_t c = 0; c < kChannels; c += kLine) __builtin_prefetch(from + kAhead * columns + c);
+    CopyFew<kChannels>(from, width, to);
+  }
+}
+
+// All panels, one behind the other.
+const float* Pack(ffi::ThreadPool& pool, const float* matrix, int64_t rows, int64_t columns) {
+  const int64_t panels = CeilDiv(columns, kChannels);
+  float* packed = Scratch(kShared, panels * rows * kChannels);
+  Parallel(pool, panels, [&](int64_t panel) {
+    PackPanel(matrix, rows, columns, panel, packed + panel * rows * kChannels);
+  });
+  return packed;
 }
 
 // Where there are few pixels, most of the work is to read the kernel. Each thread reads some of its
@@ -157,7 +171,7 @@ void ConvolveFewPixels(ffi::ThreadPool& pool, const Read& read, const Image& in,
       const int64_t i = piece / per_row, first = piece % per_row * most;
       const int64_t rows = std::min(most, length - first);
       const float* from = kernel + (i * length + first) * out.c;
-      const std::vector<Run> runs{{i * part.columns * in.c + first, rows}};
+      const std::vector<Run> runs{{i * part.columns * in.c + first, rows, 0}};
       for (int64_t p = 0; p < panels; ++p) {
         // Meanwhile the next rows are asked for.
         Panel panel{from + p * kChannels, out.c, from + rows * out.c + p * rows * kChannels};
@@ -189,10 +203,7 @@ void Convolve(ffi::ThreadPool& pool, const Read& read, const Image& in, const fl
   if (out.n * out.h * out.w <= kFewPixels)
     return ConvolveFewPixels(pool, read, in, kernel, ending, y, out, g);
   const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
-  float* packed = Scratch(kShared, panels * depth * kChannels);
-  Parallel(pool, panels, [&](int64_t panel) {
-    PackPanel(kernel, depth, out.c, panel, packed + panel * depth * kChannels);
-  });
+  const float* packed = Pack(pool, kernel, depth, out.c);
 
   const int64_t row = InputOf(g, out, {0, 1, 0, 1}).columns * g.stride * in.c + out.w * out.c;
   const auto blocks = Blocks(out, row, 8 * kPixels, pool.num_threads());
@@ -215,10 +226,42 @@ void Convolve(ffi::ThreadPool& pool, const Read& read, const Image& in, const fl
   });
 }
 
+// Of a tiny map most windows reach far beyond it: 5 of 9 taps at 2x2. The pixels at one place of all
+// images share the taps that do not, and only these are computed.
+constexpr int64_t kTinyMap = 9;
+
+bool SuitsPlaces(const Window& g, const Image& in, const Image& out) {
+  return out.h * out.w <= kTinyMap && out.n >= kPixels && (g.kh > 1 || g.kw > 1) &&
+         (out.h - 1) * g.stride + g.kh > in.h;
+}
+
+void ConvolvePlaces(ffi::ThreadPool& pool, const float* x, const Image& in, const float* kernel,
+                    const Ending& ending, float* y, const Image& out, const Window& g) {
+  const int64_t depth = g.kh * g.kw * in.c, panels = CeilDiv(out.c, kChannels);
+  const float* packed = Pack(pool, kernel, depth, out.c);
+  std::vector<int64_t> at(out.n), to(out.n);
+  for (int64_t n = 0; n < out.n; ++n) at[n] = n * in.size(), to[n] = n * out.size();
+  Parallel(pool, out.h * out.w * panels, [&](int64_t task) {
+    const int64_t place = task % (out.h * out.w), panel = task / (out.h * out.w);
+    const int64_t row = place / out.w * g.stride - g.top, column = place % out.w * g.stride - g.left;
+    const int64_t first = std::max<int64_t>(0, -column), last = std::min(g.kw, in.w - column);
+    std::vector<Run> runs;
+    for (int64_t i = std::max<int64_t>(0, -row); i < std::min(g.kh, in.h - row); ++i)
+      if (first < last)
+        AddRun(((row + i) * in.w + column + first) * in.c, (last - first) * in.c, runs,
+               (i * g.kw + first) * in.c);
+    const int64_t c = panel * kChannels;
+    Multiply(x, at, runs, {packed + panel * depth * kChannels}, ending.from(c), y + place * out.c + c,
+             to, std::min<int64_t>(kChannels, out.c - c));
+  });
+}
+
 void Convolve(ffi::ThreadPool& pool, const Buffer& x, const Buffer& kernel, const Ending& ending,
               Result& y, const Window& g) {
   const Image in = ImageOf(x.dimensions()), out = ImageOf(y->dimensions());
   const float *images = x.typed_data(), *k = kernel.typed_data();
+  if (SuitsPlaces(g, in, out))
+    return ConvolvePlaces(pool, images, in, k, ending, y->typed_data(), out, g);
   if (SuitsWinograd(g, in, out))
     return WinogradConvolve(pool, images, in, k, {3 * in.c * out.c, in.c * out.c, out.c, 1}, ending,
                             y->typed_data(), out, g);

@@ -51,17 +51,19 @@ struct Window {
 
 // --- The tile: pixels times output channels ------------------------------------------------------
 
-// A run of values that each pixel contributes, from an offset of its own position on.
+// A run of values that each pixel contributes, from an offset of its own position on, and the first
+// of the kernel's rows that multiply them.
 struct Run {
-  int64_t offset, length;
+  int64_t offset, length, row;
 };
 
-// Long runs in pieces.
-void AddRun(int64_t offset, int64_t length, std::vector<Run>& runs) {
+// Long runs in pieces. Without a row, the rows are those after the last run's.
+void AddRun(int64_t offset, int64_t length, std::vector<Run>& runs, int64_t row = -1) {
+  if (row < 0) row = runs.empty() ? 0 : runs.back().row + runs.back().length;
   const int64_t pieces = CeilDiv(length, kTerms);
   for (int64_t i = 0; i < pieces; ++i) {
     const int64_t first = length * i / pieces;
-    runs.push_back({offset + first, length * (i + 1) / pieces - first});
+    runs.push_back({offset + first, length * (i + 1) / pieces - first, row + first});
   }
 }
 
@@ -120,7 +122,7 @@ struct Panel {
   const float* ahead = nullptr;
 };
 
-// out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[k][:]
+// out[p][:] = sum over all values k of all runs: x[at[p] + run.offset + k] * panel[run.row + k][:]
 //
 // The error of a sum grows with the number of terms that are added to it one by one: a kernel of
 // 3x3x512 has 4,608. So some terms make a sum of their own, and these sums are added up.
@@ -132,7 +134,6 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const
   // Where the sums will go is asked of the memory now, so that it is there when they are done.
   for (int p = 0; p < kCount; ++p)
     for (int64_t c = 0; c < channels; c += kLine) __builtin_prefetch(out[p] + c, 1);
-  const float* panel = rows.values;
   const float* ahead = rows.ahead;
   int64_t terms = 0;
   for (const Run& run : runs) {
@@ -145,6 +146,7 @@ void Tile(const float* x, const int64_t* at, const std::vector<Run>& runs, const
       terms = 0;
     }
     terms += run.length;
+    const float* panel = rows.values + run.row * rows.step;
     const float* pixel[kCount];
     for (int p = 0; p < kCount; ++p) pixel[p] = x + at[p] + run.offset;
     for (int64_t k = 0; k < run.length; ++k, panel += rows.step) {
