@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from flaxmed.training import manifest
 from flaxmed.types import InputError, RunError
+
+_ITEM = "default"  # orbax's name for the one thing that a checkpoint of ours holds
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -31,24 +35,26 @@ def unflatten(like: Any, flat: dict[str, Any]) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints in one folder, named by step; the newest few are kept.
+    """The checkpoints that a run writes to one folder, named by step; the newest few are kept.
 
-    Saving is asynchronous and atomic (orbax): a checkpoint is there whole or not at all.
+    Saving goes on in the background. A checkpoint is there whole, with its seal
+    (:mod:`flaxmed.training.manifest`), or it does not count.
 
     Args:
-        folder: created when first written to.
+        folder: created when first written to; what an interrupted process left half-written there
+            is removed.
         keep: how many to keep.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 1):
+    def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
+        with _disk_errors(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._background = ThreadPoolExecutor(1)
+        self._sealing: Future[None] | None = None
 
     def save(self, step: int, state: Any) -> None:
         """Save ``state``, a tree of arrays, unless that step is there already.
@@ -56,44 +62,81 @@ class Checkpoints:
         Raises:
             RunError: the disk is full or not writable.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
         with _disk_errors(self.folder):
             self._manager.save(step, args=ocp.args.StandardSave(flatten(state)))
+        self._sealing = self._background.submit(self._seal, step)
 
-    def restore(self, like: Any, *, sharding: jax.sharding.Sharding | None = None) -> Any:
-        """The newest checkpoint, in the structure, shapes and types of ``like``.
-
-        Raises:
-            InputError: there is none, or it does not fit ``like``.
-        """
-        step = self.latest_step
-        if step is None:
-            raise InputError(f"{self.folder}: no checkpoint there")
-        place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shape = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-            for name, leaf in flatten(like).items()
-        }
-        try:
-            flat = self._manager.restore(step, args=ocp.args.StandardRestore(shape))
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{self.folder / str(step)}: checkpoint cannot be read: {reason}"
-            ) from error
-        return unflatten(like, flat)
+    def _seal(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        manifest.seal(self.folder / str(step))
 
     def wait(self) -> None:
-        """Until every save is on disk."""
+        """Until every save is on disk, sealed."""
         with _disk_errors(self.folder):
-            self._manager.wait_until_finished()
+            sealing, self._sealing = self._sealing, None
+            if sealing is not None:
+                sealing.result()
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, which will be computed again."""
+        with _disk_errors(self.folder):
+            for later in [saved for saved in self._manager.all_steps() if saved > step]:
+                self._manager.delete(later)
 
     def close(self) -> None:
         """Wait, and release the folder."""
-        with _disk_errors(self.folder):
-            self._manager.wait_until_finished()
-            self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            with _disk_errors(self.folder):
+                self._manager.close()
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, sound or not, newest first.
+
+    Example:
+        >>> saved_steps(Path("no/such/folder"))
+        []
+    """
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def restore(
+    folder: Path, step: int, like: Any, *, sharding: jax.sharding.Sharding | None = None
+) -> Any:
+    """The checkpoint of ``step`` in ``folder``, in the structure, shapes and types of ``like``.
+
+    Args:
+        folder: where it lies.
+        step: one of ``saved_steps(folder)``.
+        like: a tree of arrays, or of their shapes.
+        sharding: where its arrays go; None for the first device.
+
+    Raises:
+        InputError: it is damaged, or does not fit ``like``.
+    """
+    if (reason := manifest.damage(folder / str(step))) is not None:
+        raise InputError(f"{reason}: the checkpoint is damaged")
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        for name, leaf in flatten(like).items()
+    }
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            flat = checkpointer.restore((folder / str(step) / _ITEM).absolute(), shape)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder / str(step)}: checkpoint cannot be read: {reason}") from error
+    return unflatten(like, flat)
 
 
 @contextlib.contextmanager
@@ -104,15 +147,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(
             f"{folder}: cannot save the checkpoint: {error.strerror or error}"
         ) from error
-
-
-def saved_step(folder: Path) -> int:
-    """Step of the newest checkpoint in ``folder``, 0 if there is none.
-
-    Example:
-        >>> saved_step(Path("no/such/folder"))
-        0
-    """
-    if not folder.is_dir():
-        return 0
-    return max(map(int, ocp.path.step.checkpoint_steps(folder)), default=0)

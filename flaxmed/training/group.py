@@ -80,6 +80,11 @@ class Group:
         return [f"{self.config.model} seed {seed}" for seed in self.seeds]
 
     @property
+    def skipped(self) -> list[str]:
+        """A line for each damaged checkpoint that was passed over."""
+        return [line for record in self.records for line in record.skipped]
+
+    @property
     def done(self) -> int:
         """Steps done at the start."""
         return int(self.state.step.ravel()[0])
@@ -142,7 +147,7 @@ class Group:
         runs = []
         for record, model in zip(self.records, self.models, strict=True):
             record.close()
-            load_into(model, replicate(record.best.restore(init_weights(model)), self.mesh))
+            load_into(model, replicate(record.best_weights(init_weights(model)), self.mesh))
             for name in ("val", "test"):
                 save_predictions(
                     record.run_dir, name, model, record.config, self.dataset, self.mesh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -106,6 +107,15 @@ def train_group(
         how_to_resume: what an interruption says.
         progress: whether to show a bar.
     """
+    with contextlib.ExitStack() as locks:
+        for place in configs:
+            locks.enter_context(rundir.locked(place))
+        return _train_group(configs, dataset, how_to_resume, progress)
+
+
+def _train_group(
+    configs: Mapping[Path, TrainConfig], dataset: Dataset, how_to_resume: str, progress: bool
+) -> list[Run]:
     # The folders: new, or these runs' own.
     use_compilation_cache()
     begun = [rundir.claim(place, config, describe(dataset)) for place, config in configs.items()]
@@ -120,6 +130,8 @@ def train_group(
     if jax.default_backend() == "cpu" and (reason := native.why_not()):
         bar.say(f"convolutions in plain JAX, which are slower: {reason}")
     bar.say(describe_fetch(config, dataset.train))
+    for line in group.skipped:
+        bar.say(line)
     if done:
         bar.say(f"goes on from step {done} (epoch {done // per_epoch + 1})")
     calls = open_calls(group.step, config, dataset.train, group.indices, done, group.step_mesh)

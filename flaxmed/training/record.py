@@ -8,11 +8,45 @@ from typing import Any
 
 import numpy as np
 
-from flaxmed.training.checkpoint import Checkpoints
+from flaxmed.training import manifest
+from flaxmed.training.checkpoint import Checkpoints, restore, saved_steps
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.rundir import JsonLines
+from flaxmed.training.rundir import JsonLines, read_rows
 from flaxmed.training.step import TrainState
 from flaxmed.types import RunError
+
+_KEEP_LAST = 3  # should the newest be damaged there is one before it
+_KEEP_BEST = 2  # the best epoch before this one is needed until this one's state is saved
+
+
+def last_folder(run_dir: Path) -> Path:
+    """Where the states lie from which a run goes on."""
+    return run_dir / "checkpoints" / "last"
+
+
+def best_folder(run_dir: Path) -> Path:
+    """Where the networks of the best epochs so far lie, the best of all with the highest step."""
+    return run_dir / "checkpoints" / "best"
+
+
+def sound_step(run_dir: Path) -> tuple[int, list[str]]:
+    """The step from which a run can go on, 0 for its start, and why not from later ones.
+
+    It needs the state of that step and the network of the best epoch until then, both undamaged.
+
+    Example:
+        >>> sound_step(Path("no/such/run"))
+        (0, [])
+    """
+    rows, reasons = read_rows(run_dir / "metrics.jsonl"), list[str]()
+    for step in saved_steps(last_folder(run_dir)):
+        reason = manifest.damage(last_folder(run_dir) / str(step))
+        if reason is None and (until := [row for row in rows if row["step"] <= step]):
+            reason = manifest.damage(best_folder(run_dir) / str(best_row(until)["step"]))
+        if reason is None:
+            return step, reasons
+        reasons.append(f"{reason}: the checkpoint of step {step} is skipped")
+    return 0, reasons
 
 
 class Record:
@@ -25,7 +59,7 @@ class Record:
     Attributes:
         metrics: the rows of ``metrics.jsonl``.
         timing: those of ``timing.jsonl``.
-        best: checkpoints of the best epoch's network.
+        skipped: a line for each damaged checkpoint that was passed over.
     """
 
     metrics: JsonLines
@@ -33,13 +67,16 @@ class Record:
 
     def __init__(self, config: TrainConfig, run_dir: Path):
         self.config, self.run_dir = config, run_dir
-        self.last = Checkpoints(run_dir / "checkpoints" / "last")
-        self.best = Checkpoints(run_dir / "checkpoints" / "best")
+        self.skipped: list[str] = []
+        self.last = Checkpoints(last_folder(run_dir), keep=_KEEP_LAST)
+        self.best = Checkpoints(best_folder(run_dir), keep=_KEEP_BEST)
 
     def resume(self, fresh: TrainState) -> TrainState:
-        """The state of the last checkpoint, or the ``fresh`` one; later rows are cut off."""
-        state = fresh if self.last.latest_step is None else self.last.restore(fresh)
-        done = int(state.step)
+        """The state of the last sound checkpoint, or the ``fresh`` one; what is later goes."""
+        done, self.skipped = sound_step(self.run_dir)
+        state = restore(last_folder(self.run_dir), done, fresh) if done else fresh
+        for checkpoints in (self.last, self.best):
+            checkpoints.forget_after(done)
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl", until_step=done)
         self.timing = JsonLines(self.run_dir / "timing.jsonl", until_step=done)
         return state
@@ -55,6 +92,7 @@ class Record:
     def end_epoch(self, state: TrainState, row: dict[str, Any]) -> bool:
         """Write down an epoch with its row of metrics and the state after it; whether it is the
         best so far."""
+        self.last.wait()  # a new best may remove the one that goes with an older state
         self.metrics.append(row)
         is_best = best_row(self.metrics.rows) is self.metrics.rows[-1]
         if is_best:
@@ -72,6 +110,10 @@ class Record:
         """Wait for what is being saved."""
         self.last.close()
         self.best.close()
+
+    def best_weights(self, like: Any) -> Any:
+        """The best epoch's parameters and statistics, in the structure of ``like``."""
+        return restore(best_folder(self.run_dir), best_row(self.metrics.rows)["step"], like)
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` says of the time taken and of the best epoch."""

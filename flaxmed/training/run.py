@@ -14,9 +14,10 @@ from flax import nnx
 
 from flaxmed.models import create_model
 from flaxmed.models.layers import set_batch_norm_momentum
-from flaxmed.training import rundir
-from flaxmed.training.checkpoint import Checkpoints
+from flaxmed.training import manifest, rundir
+from flaxmed.training.checkpoint import restore, saved_steps
 from flaxmed.training.config import TrainConfig
+from flaxmed.training.record import best_folder
 from flaxmed.training.step import TrainState
 from flaxmed.types import DatasetInfo, InputError, Predictions
 
@@ -88,13 +89,13 @@ def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
     dataset = rundir.read_json(run_dir / "dataset.json")
     info = DatasetInfo.from_dict(dataset)
     model = build_model(config, info, dataset["image_shape"][:2])
-    if not (run_dir / "checkpoints" / "best").is_dir():
+    folder = best_folder(run_dir)
+    finished = [
+        step for step in saved_steps(folder) if (folder / str(step) / manifest.NAME).exists()
+    ]
+    if not finished:
         raise InputError(f"{run_dir}: no checkpoint there yet")
-    checkpoints = Checkpoints(run_dir / "checkpoints" / "best")
-    try:
-        load_into(model, checkpoints.restore(init_weights(model)))
-    finally:
-        checkpoints.close()
+    load_into(model, restore(folder, finished[0], init_weights(model)))
     return model
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,40 @@ def read_config(run_dir: Path) -> TrainConfig:
         return TrainConfig.from_dict({k: v for k, v in values.items() if k != "versions"})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes from training in ``run_dir``, which is made if need be.
+
+    The lock is the kernel's: however this process ends, it goes with it. Where the system or the
+    file system has none, nothing is kept out.
+
+    Raises:
+        InputError: another process has it, or the folder cannot be written.
+    """
+    path = run_dir / ".lock"
+    with contextlib.ExitStack() as opened:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(open(path, "a+", encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{run_dir}: cannot be used as output folder: {error.strerror}"
+            ) from None
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read(200).strip() or "unknown"
+                raise InputError(f"{run_dir}: another process trains there ({owner})") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def claim(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> bool:

@@ -13,10 +13,10 @@ import jax
 from flax import nnx
 
 from flaxmed.training.batches import fetch_kind
-from flaxmed.training.checkpoint import saved_step
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.loop import check_run, default_dir, open_dataset, train_group
 from flaxmed.training.memory import seed_bytes
+from flaxmed.training.record import sound_step
 from flaxmed.training.run import Run, build_model
 from flaxmed.types import Dataset, InputError
 
@@ -101,10 +101,7 @@ def seeds_at_once(
     if fetch_kind(config, dataset.train) == "streamed":
         return 1, one_by_one + "the training images are streamed"
     # those that are finished are only read back: they count as being at a step of their own
-    steps = {
-        -1 if (place / "run.json").exists() else saved_step(place / "checkpoints" / "last")
-        for place in runs
-    }
+    steps = {-1 if (place / "run.json").exists() else sound_step(place)[0] for place in runs}
     if len(steps) > 1:
         return 1, one_by_one + "they were stopped at different steps"
     if together:
