@@ -45,6 +45,10 @@ MORE = {
     "pointwise, cropped at the far sides": (3, 7, 6, 16, 20, 1, 1, ((0, -2), (0, 0)), 1),
     "pointwise, cropped to the right": (3, 7, 6, 16, 20, 1, 1, ((0, 0), (0, -2)), 1),
     "a crop": (2, 9, 9, 4, 6, 3, 1, ((-1, 0), (0, -2)), 1),
+    "a crop, stride 2": (2, 8, 8, 8, 16, 3, 2, ((-1, 0), (-1, 0)), 1),
+    "a crop, stride 3": (3, 11, 5, 8, 5, 5, 3, ((-1, 0), (3, -3)), 1),
+    "pointwise, cropped to the left": (2, 5, 6, 8, 16, 1, 1, ((0, 4), (-2, 4)), 1),
+    "cropped by more than the window": (2, 4, 7, 8, 16, 2, 1, ((0, 1), (-3, 1)), 1),
     "depthwise, 5x5": (2, 9, 8, 19, 19, 5, 1, 2, 19),
     # tiles of 2x4 outputs: cut off below and to the right; sums of few images, and of many
     "depthwise, odd": (3, 7, 9, 40, 40, 3, 1, 1, 40),
@@ -160,6 +164,19 @@ def test_other_dtypes_and_lowerings_do_without():
         with lowering(mode):
             text = str(jax.make_jaxpr(lambda x, k: conv2d(x, k, padding=1))(x, kernel))
         assert ("ffi_call" in text) == used
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("size", [(2, 2), (2, 8), (8, 2)])
+def test_where_no_window_fits_the_kernels_gradient_is_zero(size, groups):
+    x = normal(0, (2, *size, 16), "float32")
+    kernel = normal(1, (3, 3, 16 // groups, 16), "float32")
+    y, dx, dk = value_and_gradients(
+        lambda x, kernel: conv2d(x, kernel, padding=0, groups=groups), x, kernel
+    )
+    assert y.size == 0
+    assert not dx.any()
+    assert not dk.any()
 
 
 @pytest.mark.parametrize("groups", [1, 40])

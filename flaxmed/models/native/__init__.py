@@ -74,7 +74,7 @@ def forms(g: ConvWindow, dtype: Any) -> tuple[Form, Form, Form] | None:
     ``lowering("jax")``).
 
     Args:
-        g: the convolution.
+        g: the convolution; its maps have pixels.
         dtype: of its operands.
     """
     (c, o), kernel = g.channels, (*g.window, g.channels[0] // g.groups, g.channels[1])

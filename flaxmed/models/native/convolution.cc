@@ -378,15 +378,17 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
   });
 
   const int64_t back_rows = (g.kh - 1) / stride, back_columns = (g.kw - 1) / stride;
-  const int64_t columns = (in.w - 1 + left) / stride + back_columns + 1;
+  const int64_t first_column = FloorDiv(left, stride) - back_columns;
+  const int64_t columns = FloorDiv(in.w - 1 + left, stride) - first_column + 1;
   const int64_t row = columns * out.c / stride + in.w * in.c;
   const auto blocks = Blocks(in, row, 8 * kPixels * stride * stride, pool.num_threads());
   const int64_t shares = SharesOfPanels(blocks, panels, pool.num_threads());
   Parallel(pool, blocks.size() * shares, [&](int64_t task) {
     const Block& block = blocks[task / shares];
     const int64_t share = task % shares;
-    const int64_t first = (block.row + top) / stride, last = (block.row + block.rows - 1 + top) / stride;
-    Part part{first - back_rows, last - first + back_rows + 1, -back_columns, columns};
+    const int64_t first = FloorDiv(block.row + top, stride);
+    const int64_t last = FloorDiv(block.row + block.rows - 1 + top, stride);
+    Part part{first - back_rows, last - first + back_rows + 1, first_column, columns};
     const float* gradients = dy.typed_data() + block.image * out.size();
     const bool inside = columns == out.w && (in.h - 1) / stride < out.h;
     if (g.kh == 1 && g.kw == 1 && top == 0 && left == 0 && inside) {
@@ -402,10 +404,11 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Buffer dy, Buffer kernel, Result 
       at.clear(), where.clear();
       for (int64_t i = 0; i < block.images; ++i)
         for (int64_t u = 0; u < block.rows; ++u) {
-          if ((block.row + u + top) % stride != phase.row) continue;
-          const int64_t from = (block.row + u + top) / stride - part.row;
+          const int64_t down = FloorDiv(block.row + u + top, stride);
+          if (block.row + u + top - down * stride != phase.row) continue;
+          const int64_t from = down - part.row;
           for (int64_t v = (phase.column - left % stride + stride) % stride; v < in.w; v += stride) {
-            const int64_t column = (v + left) / stride + back_columns;
+            const int64_t column = FloorDiv(v + left, stride) - first_column;
             at.push_back(i * part.size(out.c) + (from * part.columns + column) * out.c);
             where.push_back(i * in.size() + (u * in.w + v) * in.c);
           }

@@ -35,6 +35,7 @@ inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p);
 inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 // --- Shapes --------------------------------------------------------------------------------------
 
