@@ -113,7 +113,11 @@ class Group:
     def of_each(self, state: TrainState) -> list[TrainState]:
         """Each run's state."""
         runs = len(self.records)
-        return [state] if runs == 1 else [take(state, i) for i in range(runs)]
+        if runs == 1:
+            return [state]
+        # Through the host: to cut them out there, devices need not wait for one another.
+        stacked = jax.device_get(state)
+        return [jax.tree.map(jnp.asarray, take(stacked, i)) for i in range(runs)]
 
     def end_epoch(self, state: TrainState, done: int, seconds: float, bar: Progress) -> None:
         """Validate every run that goes on; write down and keep what it has come to."""
