@@ -41,24 +41,33 @@ struct Pixels {
   }
 };
 
+// Calls f(value, u, v, tap) for all that output (u, v) of a tile takes through its taps, a value once
+// loaded for all of them.
+template <class V, int kRows, int kColumns, class F>
+inline __attribute__((always_inline)) void EachTap(const Pixels& pixels, int64_t k, const F& f) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows + 2; ++i)
+#pragma GCC unroll 6
+    for (int j = 0; j < kColumns + 2; ++j) {
+      const V value = Get<V>(pixels.get<kColumns>(i, j) + k);
+#pragma GCC unroll 2
+      for (int u = 0; u < kRows; ++u)
+#pragma GCC unroll 4
+        for (int v = 0; v < kColumns; ++v)
+          if (i - u >= 0 && i - u < 3 && j - v >= 0 && j - v < 3)
+            f(value, u, v, 3 * (i - u) + j - v);
+    }
+}
+
 // The outputs of a tile at y, rows of which are `step` apart.
 template <class V, int kRows, int kColumns>
 void ConvolveTile(const Pixels& pixels, int64_t c, const float* kernel, float* y, int64_t step) {
   Channels<V>(c, [&](int64_t k, int64_t) {
     V taps[kTaps], sum[kRows][kColumns] = {};
     for (int t = 0; t < kTaps; ++t) taps[t] = Get<V>(kernel + t * c + k);
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows + 2; ++i)
-#pragma GCC unroll 6
-      for (int j = 0; j < kColumns + 2; ++j) {
-        const V value = Get<V>(pixels.get<kColumns>(i, j) + k);
-#pragma GCC unroll 2
-        for (int u = 0; u < kRows; ++u)
-#pragma GCC unroll 4
-          for (int v = 0; v < kColumns; ++v)
-            if (i - u >= 0 && i - u < 3 && j - v >= 0 && j - v < 3)
-              sum[u][v] += value * taps[3 * (i - u) + j - v];
-      }
+    EachTap<V, kRows, kColumns>(pixels, k, [&](V value, int u, int v, int tap) {
+      sum[u][v] += value * taps[tap];
+    });
     for (int u = 0; u < kRows; ++u)
       for (int v = 0; v < kColumns; ++v)
         std::memcpy(y + u * step + v * c + k, &sum[u][v], sizeof(V));
@@ -75,18 +84,9 @@ void GradientTile(const Pixels& pixels, int64_t c, const float* dy, float* sums,
     for (int t = 0; t < kTaps; ++t) sum[t] = Get<V>(to + t * kLanes<V>);
     for (int u = 0; u < kRows; ++u)
       for (int v = 0; v < kColumns; ++v) gradient[u][v] = Get<V>(dy + u * step + v * c + k);
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows + 2; ++i)
-#pragma GCC unroll 6
-      for (int j = 0; j < kColumns + 2; ++j) {
-        const V value = Get<V>(pixels.get<kColumns>(i, j) + k);
-#pragma GCC unroll 2
-        for (int u = 0; u < kRows; ++u)
-#pragma GCC unroll 4
-          for (int v = 0; v < kColumns; ++v)
-            if (i - u >= 0 && i - u < 3 && j - v >= 0 && j - v < 3)
-              sum[3 * (i - u) + j - v] += value * gradient[u][v];
-      }
+    EachTap<V, kRows, kColumns>(pixels, k, [&](V value, int u, int v, int tap) {
+      sum[tap] += value * gradient[u][v];
+    });
     for (int t = 0; t < kTaps; ++t) std::memcpy(to + t * kLanes<V>, &sum[t], sizeof(V));
   });
 }
