@@ -339,9 +339,10 @@ def norm_conv_norm(
         >>> float(norm_conv_norm(before, conv, after, [x, x], None)[0, 0, 0, 0])
         2.0
     """
-    if not before.use_running_average or not in_native_code(conv.dtype):
+    evaluates = before.use_running_average and after.use_running_average
+    if not evaluates or not in_native_code(conv.dtype):
         x = before(jnp.concatenate(features, axis=-1), mask, relu=True)
-        return after(conv(x), mask, relu=True)
+        return conv_norm(conv, after, x, mask, relu=True)
     kernel = conv.kernel[...].astype(conv.dtype)
     return bottleneck(features, *before.factor_and_shift(), kernel, *after.factor_and_shift())
 
