@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from flaxmed.models import create_model, layers
+from flaxmed.models import create_model
 from flaxmed.training.rundir import versions, write_json
 from flaxmed.training.step import init_state, make_train_step
 from flaxmed.types import Preprocessing, Task
@@ -36,11 +36,12 @@ class Candidate:
     def __init__(self, name: str, mode: str, size: int, stem: str, channels: int, batch: Any):
         model = create_model(name, 2, in_channels=channels, stem=stem, rngs=nnx.Rngs(0))
         optimizer = optax.adam(1e-3)
-        step = make_train_step(model, optimizer, task=Task.BINARY, preprocessing=Preprocessing())
+        step = make_train_step(
+            model, optimizer, task=Task.BINARY, preprocessing=Preprocessing(), lowering=mode
+        )
         self.state = init_state(model, optimizer)
         start = time.perf_counter()
-        with layers.lowering(mode):
-            self.step = step.lower(self.state, batch).compile()
+        self.step = step.lower(self.state, batch).compile()
         self.compile_seconds = time.perf_counter() - start
         self.seconds: list[float] = []
 
