@@ -1,4 +1,4 @@
-"""Reading .npz archives: arrays by name, never unpickled, large ones as memory maps.
+"""What .npz archives hold, large arrays as memory maps; and files that are whole or not there.
 
 The members of a compressed .npz are deflated and cannot be mapped where they lie. An archive whose
 arrays together exceed a threshold is therefore turned once, chunk by chunk, into .npy files.
@@ -6,31 +6,25 @@ arrays together exceed a threshold is therefore turned once, chunk by chunk, int
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
-import tokenize
 import uuid
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from flaxmed.types import InputError, RunError
+from flaxmed.types import Archive, InputError, Member, RunError
 
 MAP_ABOVE = 256 * 2**20  # bytes of all arrays together, above which images are memory-mapped
 _ALWAYS_HASH = 64 * 2**20  # files up to this size are hashed at every load: a fraction of a second
 _CHUNK = 2**20
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 def cache_dir() -> Path:
@@ -156,145 +150,32 @@ def _side_folder(path: Path) -> Path:
     return (parent if is_writable(parent) else cache_dir()) / ".flaxmed"
 
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One array of an archive, known from its header alone."""
-
-    info: zipfile.ZipInfo
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-
-
-class Archive:
-    """An .npz file, opened to read arrays by name.
+def mapped(archive: Archive, name: str, folder: Path) -> np.ndarray:
+    """An array as a read-only memory map of ``folder/name.npy``, which is made if absent.
 
     Raises:
-        InputError: no such file, not a zip archive, truncated. ``read`` and ``header`` raise it
-            for object arrays, damaged members and headers that do not fit the data.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
-        >>> np.savez_compressed(path, x=np.arange(3))
-        >>> with Archive(path) as archive:
-        ...     archive.names, archive.read("x").tolist()
-        (['x'], [0, 1, 2])
+        InputError: it cannot be read, or not image by image.
+        RunError: the disk is full.
     """
+    member = archive.header(name)
+    if member.fortran:
+        raise InputError(
+            f"{archive.path}: {name}: stored in Fortran order, so that images cannot be read one "
+            "by one; save it with numpy.ascontiguousarray"
+        )
+    target = folder / f"{name}.npy"
+    if not target.is_file() or target.stat().st_size != member.info.file_size:
+        make_dir(folder)
+        with archive.opened(name) as file, written_whole(target) as out:
+            _copy(file, out, member.info.file_size, f"unpacking {name}")
+    return np.load(target, mmap_mode="r", allow_pickle=False)
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file; expected an .npz archive")
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except _BROKEN as error:
-            raise InputError(
-                f"{self.path}: not an .npz archive, or a truncated one ({error})"
-            ) from None
-        self._members = {
-            info.filename.removesuffix(".npy"): info
-            for info in self._zip.infolist()
-            if info.filename.endswith(".npy")
-        }
-        self._headers: dict[str, Member] = {}
 
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    @property
-    def names(self) -> list[str]:
-        """The arrays in the archive, in its order."""
-        return list(self._members)
-
-    def header(self, name: str) -> Member:
-        """Shape and type of an array, checked against the size of its member; reads no data."""
-        if name not in self._headers:
-            info = self._members[name]
-            with self._opened(name) as file:
-                self._headers[name] = self._read_header(name, info, file)
-        return self._headers[name]
-
-    def read(self, name: str) -> np.ndarray:
-        """The array, in memory, in C order."""
-        member = self.header(name)
-        flat = np.empty(math.prod(member.shape), member.dtype)
-        with self._opened(name) as file:
-            self._read_header(name, member.info, file)
-            left = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
-            while len(left):
-                count = file.readinto(left[:_CHUNK])
-                if not count:
-                    raise InputError(f"{self.path}: {name}: the data end too early")
-                left = left[count:]
-        if member.fortran:
-            return np.ascontiguousarray(flat.reshape(member.shape[::-1]).T)
-        return flat.reshape(member.shape)
-
-    def mapped(self, name: str, folder: Path) -> np.ndarray:
-        """The array as a read-only memory map of ``folder/name.npy``, which is made if absent."""
-        member = self.header(name)
-        if member.fortran:
-            raise InputError(
-                f"{self.path}: {name}: stored in Fortran order, so that images cannot be read one "
-                "by one; save it with numpy.ascontiguousarray"
-            )
-        target = folder / f"{name}.npy"
-        if not target.is_file() or target.stat().st_size != member.info.file_size:
-            make_dir(folder)
-            with self._opened(name) as file, written_whole(target) as out:
-                self._copy(file, out, member.info.file_size, f"unpacking {name}")
-        return np.load(target, mmap_mode="r", allow_pickle=False)
-
-    @staticmethod
-    def _copy(source: io.BufferedIOBase, target: IO[bytes], size: int, name: str) -> None:
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-                bar.update(len(chunk))
-
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[io.BufferedIOBase]:
-        """A member's bytes; whatever is wrong with them becomes one line."""
-        try:
-            with self._zip.open(self._members[name]) as file:
-                yield cast(io.BufferedIOBase, file)
-        except (InputError, RunError):
-            raise
-        except (*_BROKEN, ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-            raise InputError(
-                f"{self.path}: {name}: damaged or unreadable ({' '.join(str(error).split())})"
-            ) from None
-
-    def _read_header(self, name: str, info: zipfile.ZipInfo, file: io.BufferedIOBase) -> Member:
-        version = np.lib.format.read_magic(file)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise InputError(f"{self.path}: {name}: .npy version {version} is not supported")
-        shape, fortran, dtype = readers[version](file)
-        if dtype.hasobject:
-            raise InputError(
-                f"{self.path}: {name}: holds Python objects, which are never unpickled; expected "
-                "an array of numbers or text"
-            )
-        if len(shape) > 32 or not all(0 <= extent < 2**40 for extent in shape):
-            raise InputError(
-                f"{self.path}: {name}: its header declares the shape {shape}; expected up to 32 "
-                "extents from 0"
-            )
-        size = file.tell() + dtype.itemsize * math.prod(shape)
-        if size != info.file_size:
-            raise InputError(
-                f"{self.path}: {name}: its header declares {size} bytes (shape {shape}, {dtype}) "
-                f"but it has {info.file_size}"
-            )
-        return Member(info, shape, dtype, fortran)
+def _copy(source: io.BufferedIOBase, target: IO[bytes], size: int, name: str) -> None:
+    with tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+            bar.update(len(chunk))
 
 
 def read_arrays(
@@ -320,7 +201,7 @@ def read_arrays(
         folder = _side_folder(path) / f"{path.stem}-{(digest or file_md5(path))[:12]}"
         _check_room(folder, [m for n, m in headers.items() if not (folder / f"{n}.npy").is_file()])
         return {
-            name: archive.mapped(name, folder) if len(member.shape) > 2 else archive.read(name)
+            name: mapped(archive, name, folder) if len(member.shape) > 2 else archive.read(name)
             for name, member in headers.items()
         }
 

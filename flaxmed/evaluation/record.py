@@ -179,6 +179,8 @@ def _source(text: str) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
+    if len(shape) != 3:
+        return " x ".join(map(str, shape))
     h, w, c = shape
     colour = {1: "grey", 3: "colour"}.get(c, f"{c} channels")
     return f"{h} x {w} pixels, {colour}"

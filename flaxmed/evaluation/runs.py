@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxmed.evaluation import plots
+from flaxmed.evaluation import plots, schema
 from flaxmed.evaluation.card import model_card
 from flaxmed.evaluation.comparison import Comparison, compare
 from flaxmed.evaluation.comparison_page import comparison_page
@@ -25,7 +24,7 @@ from flaxmed.evaluation.report import Report, Source, evaluate
 from flaxmed.evaluation.run_page import report_page
 from flaxmed.evaluation.tables import json_text, write_file
 from flaxmed.evaluation.worst import read_thumbnails
-from flaxmed.types import InputError, Predictions
+from flaxmed.types import InputError, Predictions, check_shape, read_json, read_json_lines
 
 
 def evaluate_run(
@@ -232,7 +231,7 @@ class _Run:
 
 
 # What makes no other network of a run: the seed, how and where its images were fetched, versions.
-_NOT_SETTINGS = ("seed", "model", "dataset", "fetch", "eval_batch_size", "versions")
+_NOT_SETTINGS = ("seed", "model", "dataset", "fetch", "eval_batch_size", "versions", "changed")
 
 
 def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
@@ -244,7 +243,7 @@ def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
     path = Path(run_dir)
     if not path.is_dir():
         raise InputError(f"{path}: no such run directory")
-    config = _read_json(path / "config.json", "not a run directory")
+    config = read_json(path / "config.json", wanted="the settings of a run")
     if not isinstance(config.get("model"), str):
         raise InputError(f"{path / 'config.json'}: lacks the key 'model'")
     if not (path / "predictions" / "test.npz").is_file():
@@ -252,8 +251,11 @@ def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
             f"{path}: no predictions/test.npz; expected a finished run (one that was interrupted "
             "can be resumed)"
         )
-    about = _read_json(path / "dataset.json", "not a run directory")
-    facts = _read_json(path / "run.json", "expected a finished run")
+    about = read_json(path / "dataset.json", wanted="what a run was trained on")
+    facts = read_json(path / "run.json", wanted="a finished run")
+    check_shape(config, schema.CONFIG, str(path / "config.json"))
+    check_shape(about, schema.DATASET, str(path / "dataset.json"))
+    check_shape(facts, schema.RUN, str(path / "run.json"))
     val, ideal = (path / "predictions" / f"{name}.npz" for name in ("val", "ideal_test"))
     return _Run(
         dir=path,
@@ -280,16 +282,7 @@ def _read_record(run: _Run) -> RunRecord:
     return RunRecord(run.settings, run.dataset, run.facts, kept)
 
 
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {otherwise}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return values
+_SERIES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss", "val_auc")
 
 
 def _read_history(path: Path, best: Any) -> History | None:
@@ -297,21 +290,17 @@ def _read_history(path: Path, best: Any) -> History | None:
     if not path.is_file():
         return None
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows[int(row["epoch"])] = row
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}, line {number}: expected a JSON object with the key 'epoch'"
-            ) from None
+    for place, row in read_json_lines(path, wanted="the epochs of a run"):
+        if not isinstance(epoch := row.get("epoch"), int) or not 0 <= epoch < 2**31:
+            raise InputError(f"{place}: expected an object with the number 'epoch'")
+        check_shape(row, dict.fromkeys(_SERIES, (*schema.NUMBER, None)), place)
+        rows[epoch] = row
     if not rows:
         return None
     epochs = sorted(rows)
-    names = ("train_accuracy", "val_accuracy", "train_loss", "val_loss", "val_auc")
     series = {
         name: np.array([_float(rows[epoch].get(name)) for epoch in epochs])
-        for name in names
+        for name in _SERIES
         if any(name in row for row in rows.values())
     }
     kept = int(best) + 1 if isinstance(best, int) else None

@@ -140,7 +140,7 @@ def read_subgroups(path: str | os.PathLike[str]) -> SubgroupColumns:
     for line, cells in body:
         if len(cells) != len(header):
             raise InputError(
-                f"{path}: line {line}: {len(cells)} cells, expected {len(header)} ({few(header)})"
+                f"{path}: line {line}: {len(cells)} cells, expected {len(header)} ({few([repr(name) for name in header])})"
             )
         key = cells[at]
         if not key:
@@ -206,7 +206,7 @@ def _check_header(where: str, header: Sequence[str]) -> None:
         raise InputError(f"{where}: column {twice[0]!r} occurs twice")
     if "id" not in header:
         raise InputError(
-            f"{where}: no column 'id'; expected names parted by commas, got {few(header)}"
+            f"{where}: no column 'id'; expected names parted by commas, got {few([repr(name) for name in header])}"
         )
     if len(header) == 1:
         raise InputError(f"{where}: no column but 'id'; expected one or more, such as sex or site")

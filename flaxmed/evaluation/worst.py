@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from jaxtyping import Int, Shaped, UInt8
 
 from flaxmed.evaluation.checks import decisions
 from flaxmed.evaluation.weighted import image_losses
-from flaxmed.types import InputError, Predictions, Task
+from flaxmed.types import Archive, InputError, Predictions, Task
 
 WORST = 24
 
@@ -70,13 +68,10 @@ def read_thumbnails(path: str | os.PathLike[str]) -> Thumbnails:
         (1, 2, 2, 1)
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            ids, images = file["ids"], file["images"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file of thumbnails") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a readable file of thumbnails (.npz): {error}") from None
+    with Archive(path) as archive:
+        if missing := [name for name in ("ids", "images") if name not in archive.names]:
+            raise InputError(f"{path}: lacks the array {missing[0]!r}; expected ids and images")
+        ids, images = archive.read("ids"), archive.read("images")
     if images.dtype != np.uint8 or images.ndim != 4 or ids.shape != images.shape[:1]:
         raise InputError(
             f"{path}: expected images uint8 [m, h, w, c] and an id for each, got "

@@ -11,6 +11,8 @@ import json
 import os
 from pathlib import Path
 
+from flaxmed.types import InputError, read_json
+
 NAME = "manifest.json"
 _CHUNK = 2**20
 
@@ -30,9 +32,8 @@ def seal(folder: Path) -> None:
         (None, True)
     """
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in _files(folder)
     }
     temporary = folder / f".{NAME}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
@@ -44,13 +45,17 @@ def seal(folder: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with the checkpoint in ``folder``, in one line that names the file; or None."""
-    try:
-        files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError:
+    if not (folder / NAME).exists():
         return f"{folder}: was not finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    try:
+        files = read_json(folder / NAME, wanted="the seal of a checkpoint")["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (InputError, KeyError, TypeError, AttributeError):
         return f"{folder / NAME}: cannot be read"
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in expected):
+        return f"{folder / NAME}: cannot be read"
+    if unsealed := [name for name in _files(folder) if name not in expected]:
+        return f"{folder / unsealed[0]}: is not in {NAME}"
     for name, (size, digest) in expected.items():
         path = folder / name
         try:
@@ -63,6 +68,13 @@ def damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{path}: cannot be read: {error.strerror}"
     return None
+
+
+def _files(folder: Path) -> list[str]:
+    """All files of a checkpoint but its seal, by their path in it."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(folder)) for path in paths]
+    return [name for name in names if name not in (NAME, f".{NAME}.tmp")]
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from flaxmed.training.checkpoint import restore, saved_steps
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.record import best_folder
 from flaxmed.training.step import TrainState
-from flaxmed.types import DatasetInfo, InputError, Predictions
+from flaxmed.types import DatasetInfo, InputError, Predictions, check_shape, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def load_run(run_dir: str | os.PathLike[str], model: nnx.Module | None = None) -
     return Run(
         dir=run_dir,
         config=rundir.read_config(run_dir),
-        summary=rundir.read_json(run_dir / "run.json"),
+        summary=read_json(run_dir / "run.json", wanted="a finished run of flaxmed"),
         history=rundir.read_rows(run_dir / "metrics.jsonl"),
         predictions={
             name: Predictions.load(run_dir / "predictions" / f"{name}.npz")
@@ -86,9 +86,8 @@ def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
     """
     run_dir = Path(run_dir)
     config = rundir.read_config(run_dir)
-    dataset = rundir.read_json(run_dir / "dataset.json")
-    info = DatasetInfo.from_dict(dataset)
-    model = build_model(config, info, dataset["image_shape"][:2])
+    info, size = _read_dataset(run_dir / "dataset.json")
+    model = build_model(config, info, size)
     folder = best_folder(run_dir)
     finished = [
         step for step in saved_steps(folder) if (folder / str(step) / manifest.NAME).exists()
@@ -97,6 +96,19 @@ def load_model(run_dir: str | os.PathLike[str]) -> nnx.Module:
         raise InputError(f"{run_dir}: no checkpoint there yet")
     load_into(model, restore(folder, finished[0], init_weights(model)))
     return model
+
+
+def _read_dataset(path: Path) -> tuple[DatasetInfo, tuple[int, int]]:
+    """What a run was trained on, and the height and width of its images."""
+    values = read_json(path, wanted=rundir.A_RUN)
+    check_shape(values, {"image_shape": [int]}, str(path))
+    shape = values.get("image_shape", [])
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"{path}: image_shape: expected [height, width, channels], got {shape}")
+    try:
+        return DatasetInfo.from_dict(values), (shape[0], shape[1])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def build_model(config: TrainConfig, info: DatasetInfo, size: Sequence[int]) -> nnx.Module:

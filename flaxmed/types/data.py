@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxmed.types.errors import InputError
+from flaxmed.types.schema import check_shape
 
 
 class Task(enum.StrEnum):
@@ -70,6 +71,17 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Preprocessing:
         """The inverse of :meth:`to_dict`."""
         return cls(tuple(values["mean"]), tuple(values["std"]))
+
+
+# what a description of a data set holds, as JSON
+_INFO = {
+    **dict.fromkeys(("name", "task", "licence", "source", "description"), str),
+    "classes": [str],
+    "channels": int,
+    "positive": (int, None),
+    "flips": [str],
+    "synthetic": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +157,15 @@ class DatasetInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetInfo:
-        """The inverse of :meth:`to_dict`; other keys are left alone."""
+        """The inverse of :meth:`to_dict`; other keys are left alone.
+
+        Raises:
+            InputError: a key that is needed and absent, or a value of another type.
+        """
+        needed = ("name", "task", "classes", "channels")
+        if missing := [name for name in needed if name not in values]:
+            raise InputError(f"lacks the key {missing[0]!r}")
+        check_shape(dict(values), _INFO, "")
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
         exact = {"task": Task(kept["task"]), "classes": tuple(kept["classes"])}

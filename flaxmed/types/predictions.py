@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from flaxmed.types.archive import Archive
 from flaxmed.types.data import Task
 from flaxmed.types.errors import InputError
+
+# what a file of predictions holds, those after the first three if they are known
+_ARRAYS = ("labels", "logits", "task", "ids", "groups", "positive", "classes", "image_sha256")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -77,6 +79,8 @@ class Predictions:
         logits = np.asarray(self.logits)
         if logits.ndim != 2 or logits.shape[1] < (2 if task.exclusive else 1):
             raise InputError(f"logits must be [images, classes], got shape {logits.shape}")
+        if logits.dtype.kind not in "buif":
+            raise InputError(f"logits must be real numbers, got {logits.dtype}")
         put(
             "logits",
             logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float64),
@@ -199,11 +203,8 @@ class Predictions:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such predictions file")
-        try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path}: not a readable predictions file (.npz): {error}") from None
+        with Archive(path) as archive:
+            arrays = {name: archive.read(name) for name in _ARRAYS if name in archive.names}
         missing = [name for name in ("labels", "logits", "task") if name not in arrays]
         if missing:
             raise InputError(
@@ -214,7 +215,7 @@ class Predictions:
             return cls(
                 labels=arrays["labels"],
                 logits=arrays["logits"],
-                task=Task(str(arrays["task"])),
+                task=str(arrays["task"]),
                 ids=arrays.get("ids"),
                 groups=arrays.get("groups"),
                 positive=None if positive is None else int(positive),

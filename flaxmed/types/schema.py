@@ -1,0 +1,71 @@
+"""Whether what came from JSON has the shape that was expected; what has not is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flaxmed.types.errors import InputError
+
+
+def check_shape(value: Any, shape: Any, place: str) -> None:
+    """Raises InputError unless ``value`` has the shape; keys that are not in it are left alone.
+
+    Args:
+        value: from JSON.
+        shape: a type, None or ``object`` (anything); ``[shape]`` for a list of these; a dictionary
+            of the shapes of some keys, or ``{...: shape}`` for that of all; a tuple of shapes, of
+            which one must fit.
+        place: the file, and in it the key; what the message begins with.
+
+    Example:
+        >>> check_shape({"epochs": 3, "more": []}, {"epochs": int}, "run.json")
+        >>> check_shape({"epochs": "3"}, {"epochs": int}, "run.json")
+        Traceback (most recent call last):
+        flaxmed.types.InputError: run.json: epochs: expected a whole number, got '3'
+    """
+    if isinstance(shape, tuple):
+        if not any(_fits(value, one) for one in shape):
+            check_shape(value, next(one for one in shape if one is not None), place)
+    elif isinstance(shape, list) and isinstance(value, list):
+        for i, item in enumerate(value):
+            check_shape(item, shape[0], f"{place}[{i}]")
+    elif isinstance(shape, dict) and isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in shape or ... in shape:
+                between = "." if ": " in place else ": " if place else ""
+                check_shape(inner, shape.get(key, shape.get(...)), f"{place}{between}{key}")
+    elif not _is_a(value, shape):
+        raise InputError(f"{place}: expected {_name(shape)}, got {value!r:.60}")
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    try:
+        check_shape(value, shape, "")
+    except InputError:
+        return False
+    return True
+
+
+def _is_a(value: Any, shape: Any) -> bool:
+    if shape is object or shape is None:
+        return shape is object or value is None
+    if not isinstance(shape, type) or (isinstance(value, bool) and shape is not bool):
+        return False
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return isinstance(value, shape) and finite
+
+
+def _name(shape: Any) -> str:
+    if isinstance(shape, list):
+        return "a list"
+    if isinstance(shape, dict):
+        return "an object"
+    return {
+        None: "null",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+    }[shape]

@@ -1,0 +1,77 @@
+"""Everything that reads a file from outside: how to call it, and files that it takes.
+
+``test_fuzz.py`` changes them at random; ``fuzz_readers.py`` lets a fuzzer look for more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import malformed
+import numpy as np
+
+from flaxmed.cli import _file_config
+from flaxmed.data import load_npz
+from flaxmed.evaluation.runs import _read_history
+from flaxmed.evaluation.subgroups import read_subgroups
+from flaxmed.evaluation.worst import read_thumbnails
+from flaxmed.training import manifest
+from flaxmed.training.config import TrainConfig
+from flaxmed.training.run import _read_dataset
+from flaxmed.training.rundir import read_rows
+from flaxmed.types import Predictions
+
+
+class Reader(NamedTuple):
+    """A file's name, what reads it, and good examples."""
+
+    file: str
+    read: Callable[[Path], Any]
+    good: tuple[bytes, ...]
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+_DESCRIPTION = {
+    "name": "mine",
+    "task": "binary",
+    "classes": ["benign", "malignant"],
+    "channels": 1,
+    "positive": 1,
+    "flips": ["horizontal"],
+    "image_shape": [8, 8, 1],
+}
+_ROW = {
+    "epoch": 0,
+    "step": 4,
+    "train_loss": 0.5,
+    "train_accuracy": 0.5,
+    "val_loss": 0.5,
+    "val_accuracy": 0.5,
+    "val_auc": None,
+}
+_SEAL = {"files": {"default/values": {"bytes": 4, "sha256": "0" * 64}}}
+_THUMBNAILS = {"ids": np.array(["a"]), "images": np.zeros((1, 8, 8, 1), np.uint8)}
+
+READERS = {
+    "data set": Reader(
+        "mine.npz",
+        load_npz,
+        (malformed.saved(malformed.layout()), malformed.saved(malformed.layout(task="ordinal"))),
+    ),
+    "predictions": Reader("test.npz", Predictions.load, (malformed.saved(malformed.answers()),)),
+    "thumbnails": Reader("thumbnails.npz", read_thumbnails, (malformed.saved(_THUMBNAILS),)),
+    "settings": Reader("config.json", _file_config, (_text(TrainConfig().to_dict()), b"{}")),
+    "description": Reader("dataset.json", _read_dataset, (_text(_DESCRIPTION),)),
+    "rows": Reader("metrics.jsonl", read_rows, (2 * (_text(_ROW) + b"\n"),)),
+    "history": Reader(
+        "metrics.jsonl", lambda path: _read_history(path, 0), (2 * (_text(_ROW) + b"\n"),)
+    ),
+    "seal": Reader(manifest.NAME, lambda path: manifest.damage(path.parent), (_text(_SEAL),)),
+    "subgroups": Reader("sex.csv", read_subgroups, (b"id,sex\na,F\nb,M\nc,\n",)),
+}
