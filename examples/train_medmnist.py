@@ -12,13 +12,15 @@ The README says what to expect of it, and how long it takes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
-from flaxmed.cli import Parser, run_command
+from flaxmed.command import Parser, add_distributed, join_job, run_command
 from flaxmed.data import load_dataset
 from flaxmed.evaluation import evaluate_run, write_comparison
 from flaxmed.training import TrainConfig, check_run, default_dir, train_seeds
+from flaxmed.training.processes import first_does, is_first
 
 # The phantom shows much in little: a few epochs of the networks as published, which shrink an
 # image at once, take minutes on two CPU cores (real images of 28 to 64 px get the small stem).
@@ -40,7 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--data-dir", type=Path, help="where data files lie or go")
     parser.add_argument("--out", type=Path, help="default: runs/DATASET[_SIZE]")
+    add_distributed(parser)
     args = parser.parse_args()
+    join_job(args)
 
     changes = dict(PHANTOM) if args.dataset == "phantom" and args.recipe == "default" else {}
     if args.epochs is not None:
@@ -56,14 +60,17 @@ def main() -> None:
     for config in configs:  # a mistake in the last one shows before the first runs
         for seed in args.seeds:
             own = dataclasses.replace(config, seed=seed)
-            check_run(own, dataset, out=out / default_dir(own, dataset.info).name)
+            run_dir = out / default_dir(own, dataset.info).name
+            first_does(functools.partial(check_run, own, dataset, out=run_dir))
     run_dirs = []
     for config in configs:
         for run in train_seeds(config, args.seeds, dataset, out=out):
-            evaluate_run(run.dir)
             run_dirs.append(run.dir)
-    print(write_comparison(run_dirs, out))
-    print(f"\ntable, figures and predictions: {out}")
+            if is_first():
+                evaluate_run(run.dir)
+    if is_first():
+        print(write_comparison(run_dirs, out))
+        print(f"\ntable, figures and predictions: {out}")
 
 
 if __name__ == "__main__":

@@ -7,33 +7,14 @@ terminated (both with the state saved).
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flaxmed import __version__
-from flaxmed.allocator import keep_freed_memory
-from flaxmed.types import InputError, RunError
-
-keep_freed_memory()  # before a command, or a program that parses as this one does, starts threads
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors as the one line that every other bad input gets.
-
-    Example:
-        >>> Parser(prog="p").parse_args(["--size"])
-        Traceback (most recent call last):
-        flaxmed.types.InputError: unrecognized arguments: --size (see p --help)
-    """
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError."""
-        raise InputError(f"{message} (see {self.prog} --help)")
+from flaxmed.command import Parser, add_distributed, join_job, run_command
+from flaxmed.types import InputError, read_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,34 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: 0
     """
     return run_command(lambda: _dispatch(argv))
-
-
-def run_command(command: Any) -> int:
-    """Call ``command`` and turn what it raises into one line on stderr and an exit code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Undefined")  # the printed report says it
-            command()
-        sys.stdout.flush()
-        return 0
-    except InputError as error:
-        return _fail(error, 2)
-    except RunError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt as error:
-        # a second Ctrl-C, or one outside training, has nothing to say
-        print(f"flaxmed: {error or 'interrupted'}", file=sys.stderr)
-        return 128 + getattr(error, "signal", 2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
-
-
-def _fail(error: Any, code: int) -> int:
-    print(f"flaxmed: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 def _dispatch(argv: Sequence[str] | None) -> None:
@@ -129,36 +82,46 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--config", type=Path, metavar="JSON", help="settings from a file")
     command.add_argument("--data-dir", type=Path, help="where data files lie or go")
     command.add_argument("--out", type=Path, help="run directory; with --seeds the folder of all")
-    command.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run")
+    command.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run, with its settings but for those given",
+    )
+    add_distributed(command)
     command.set_defaults(call=_train)
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    join_job(arguments)
     from flaxmed.evaluation import compare_runs, evaluate_run
     from flaxmed.training import train, train_seeds
+    from flaxmed.training.processes import is_first
     from flaxmed.training.rundir import read_config
 
+    change: list[str] = []
     if arguments.resume is not None:
-        allowed = ("call", "resume", "data_dir")
-        given = [n for n, v in vars(arguments).items() if v is not None and n not in allowed]
-        if given:
-            raise InputError(
-                "--resume takes its settings from the run; "
-                f"leave out --{given[0].replace('_', '-')}"
-            )
-        config, out = read_config(arguments.resume), arguments.resume
+        for name in ("config", "recipe", "seeds", "out"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"--{name} does not go with --resume RUN, which is a run's folder")
+        config, change = _changed(read_config(arguments.resume), arguments)
+        out = arguments.resume
     else:
         config, out = _config(arguments), arguments.out
     if arguments.seeds is not None:
         if arguments.seed is not None:
             raise InputError("--seed is for one run, --seeds for several; leave one out")
         runs = train_seeds(config, arguments.seeds, out=out, data_dir=arguments.data_dir)
+        if not is_first():
+            return
         for run in runs:
             evaluate_run(run.dir)
         print(compare_runs([run.dir for run in runs]))
         print(f"\nwritten to {' '.join(str(run.dir) for run in runs)}")
         return
-    run = train(config, out=out, data_dir=arguments.data_dir)
+    run = train(config, out=out, data_dir=arguments.data_dir, change=change)
+    if not is_first():
+        return
     print(evaluate_run(run.dir))
     peak = run.summary.get("peak_memory_bytes")
     print(f"\nwritten to {run.dir}" + (f"; peak memory {peak / 1e9:.2f} GB" if peak else ""))
@@ -182,9 +145,7 @@ _SETTINGS = (
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    import dataclasses
-
-    from flaxmed.training import TrainConfig, parse_augment
+    from flaxmed.training import TrainConfig
 
     if arguments.config is None:
         config = TrainConfig.from_recipe(arguments.recipe or "default")
@@ -192,28 +153,38 @@ def _config(arguments: argparse.Namespace) -> Any:
         config = _file_config(arguments.config)
     else:
         raise InputError('--config names its recipe as "recipe"; leave out --recipe')
+    return _changed(config, arguments)[0]
+
+
+def _changed(config: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The settings with those on the command line in place of some, and the names of these."""
+    import dataclasses
+
+    from flaxmed.training import TrainConfig, parse_augment
+
     values = config.to_dict()
-    for name in _SETTINGS:
-        if getattr(arguments, name) is not None:
-            values[name] = getattr(arguments, name)
+    given = [name for name in _SETTINGS if getattr(arguments, name) is not None]
+    values |= {name: getattr(arguments, name) for name in given}
     if arguments.learning_rate is not None:
         values["optimizer"]["learning_rate"] = arguments.learning_rate
+        given.append("optimizer.learning_rate")
     if arguments.augment is not None:
         values["augment"] = dataclasses.asdict(parse_augment(arguments.augment))
+        given.append("augment")
     if arguments.class_weights is not None:
         values["class_weights"] = _class_weights(arguments.class_weights)
-    return TrainConfig.from_dict(values)
+        given.append("class_weights")
+    return TrainConfig.from_dict(values), given
 
 
 def _file_config(path: Path) -> Any:
     """The settings of a file; what it leaves out is its recipe's."""
     from flaxmed.training import TrainConfig
 
-    values = _read_settings(path)
+    values = read_json(path, wanted="an object of settings")
     try:
-        if not isinstance(values, dict):
-            raise InputError(f"expected an object of settings, got {type(values).__name__}")
-        values.pop("versions", None)  # the config.json of a run has them
+        for name in ("versions", "changed"):  # the config.json of a run has them
+            values.pop(name, None)
         return TrainConfig.from_dict(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -228,15 +199,6 @@ def _class_weights(words: list[str]) -> Any:
         raise InputError(
             f"--class-weights: expected balanced or numbers, got {' '.join(words)}"
         ) from None
-
-
-def _read_settings(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from None
 
 
 def _add_evaluate(commands: Any) -> None:

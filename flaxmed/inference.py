@@ -70,6 +70,7 @@ def predict_logits(
     preprocessing: Preprocessing | None = None,
     batch_size: int = 128,
     put: Callable[[np.ndarray], Array] = jnp.asarray,
+    get: Callable[[Array], np.ndarray] = np.asarray,
 ) -> Float[np.ndarray, "n k"]:
     """The network's logits for every image, in order, in evaluation mode.
 
@@ -79,6 +80,7 @@ def predict_logits(
         preprocessing: only if the model carries none.
         batch_size: images at a time; the last batch is padded, the padding dropped.
         put: moves one padded batch to the devices.
+        get: brings its logits back.
 
     Returns:
         float32 (float64 for a float64 model), ``[n, k]``.
@@ -106,7 +108,7 @@ def predict_logits(
     for padded, count in _padded_batches(images, batch_size):
         batch = put(padded)
         devices = len(batch.sharding.device_set)
-        logits.append(np.asarray(_forward(graphdef, state, batch, preprocessing, devices))[:count])
+        logits.append(get(_forward(graphdef, state, batch, preprocessing, devices))[:count])
     if not logits:
         raise InputError("no images: expected at least one")
     return np.concatenate(logits)

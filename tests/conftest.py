@@ -165,13 +165,8 @@ def data() -> Any:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained under the name of ResNet-18 is a network that a test can train."""
-    from tiny_runs import TINY
+    from tiny_runs import create
 
-    from flaxmed.models.resnet import ResNet
     from flaxmed.training import run
-
-    def create(name: str, num_classes: int, **options: Any) -> Any:
-        assert name == "resnet18"
-        return ResNet(num_classes, config=TINY, **options)
 
     monkeypatch.setattr(run, "create_model", create)

@@ -1,6 +1,7 @@
 """Checkpoints that were damaged, or never finished, are found, named and passed over."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,21 @@ def test_a_save_that_fails_in_the_background_stops_the_run(data, tmp_path, monke
     monkeypatch.setattr(manifest, "seal", full)
     with pytest.raises(RunError, match=r"cannot save the checkpoint: No space left on device"):
         fit(data, tmp_path / "run")
+
+
+def test_a_disk_without_room_stops_the_run_and_it_can_go_on(finished, data, tmp_path, monkeypatch):
+    real, calls = shutil.disk_usage, iter([10**9] * 3)
+
+    def usage(path):
+        return real(path)._replace(free=next(calls, 1000))
+
+    with monkeypatch.context() as patch, pytest.raises(RunError) as caught:
+        patch.setattr(shutil, "disk_usage", usage)
+        fit(data, tmp_path / "run")
+    assert re.search(
+        r"cannot save the checkpoint: it takes \d+\.\d MB, 0.0 MB are free", str(caught.value)
+    )
+    assert_same_run(fit(data, tmp_path / "run"), finished())
 
 
 def test_two_processes_do_not_train_in_one_folder(data, tmp_path):

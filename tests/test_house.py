@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "training": {"types", "allocator", "models", "data", "evaluation", "inference"},
     "benchmark": {"types", "allocator", "models", "training", "summary"},
 }
+MAY_IMPORT["command"] = {"types", "allocator", "training"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "flaxmed"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["flaxmed"] = {*MAY_IMPORT} - {"cli", "__main__"}

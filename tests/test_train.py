@@ -205,7 +205,7 @@ def test_metrics_after_the_checkpoint_are_cut_and_computed_again(data, tmp_path,
         fit(data, tmp_path / "cut")
     # as if the run had been killed after writing a later row, and half of another
     with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 1, "step": 8, "val_auc": 1.0}\n{"epoch": 2, "st')
+        file.write('{"epoch": 1, "step": 8, "val_loss": 0.1, "val_auc": 1.0}\n{"epoch": 2, "st')
     assert_same_run(whole, fit(data, tmp_path / "cut"))
 
 
@@ -332,3 +332,45 @@ def test_bfloat16_trains_and_predicts_in_float32(data, tmp_path):
     run = fit(data, tmp_path / "run", epochs=1, dtype="bfloat16")
     assert run.predictions["test"].logits.dtype == np.float32
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights(run)))
+
+
+def test_a_named_setting_changes_from_where_the_run_is(data, tmp_path):
+    begun = fit(data, tmp_path / "run")
+    with pytest.raises(InputError, match=r"which differs in epochs: 3, now 4$"):
+        fit(data, tmp_path / "run", epochs=4)
+    longer = flaxmed.train(
+        config(epochs=4), data, out=tmp_path / "run", progress=False, change=["epochs"]
+    )
+    assert len(longer.history) == 4
+    assert longer.history[:3] == begun.history
+    assert longer.config.epochs == 4
+    said = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert said["changed"] == [{"epochs_done": 3, "settings": {"epochs": "3, now 4"}}]
+    # that is the run's now: it goes on, and is read back, with these settings
+    assert len(fit(data, tmp_path / "run", epochs=4).history) == 4
+    slower = dataclasses.replace(config().optimizer, learning_rate=1e-5)
+    flaxmed.train(
+        config(epochs=5, optimizer=slower),
+        data,
+        out=tmp_path / "run",
+        progress=False,
+        change=["epochs", "optimizer"],
+    )
+    said = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [entry["epochs_done"] for entry in said["changed"]] == [3, 4]
+    assert said["changed"][1]["settings"]["optimizer.learning_rate"] == "0.001, now 1e-05"
+
+
+def test_what_makes_another_run_does_not_change_though_named(data, tmp_path):
+    fit(data, tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    for changes in (
+        {"seed": 1},
+        {"batch_size": 4},
+        {"optimizer": OptimizerConfig(warmup_epochs=1, clip_norm=None)},
+        {"optimizer": OptimizerConfig(warmup_epochs=1, name="sgd")},
+    ):
+        other, named = config(epochs=1, **changes), list(changes)
+        with pytest.raises(InputError, match="these do not change in a run: "):
+            flaxmed.train(other, data, out=tmp_path / "run", change=named)
+        assert (tmp_path / "run" / "config.json").read_bytes() == before

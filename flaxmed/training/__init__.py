@@ -9,6 +9,7 @@ keep_freed_memory()  # first: what is imported below starts threads
 from flaxmed.training.augment import parse_augment
 from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
 from flaxmed.training.loop import check_run, default_dir, train
+from flaxmed.training.processes import join
 from flaxmed.training.progress import Interrupted
 from flaxmed.training.run import Run, load_model, load_run
 from flaxmed.training.seeds import train_seeds
@@ -21,6 +22,7 @@ __all__ = [
     "TrainConfig",
     "check_run",
     "default_dir",
+    "join",
     "load_model",
     "load_run",
     "parse_augment",

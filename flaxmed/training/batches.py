@@ -12,12 +12,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxmed.data.pipeline import IndexStream, stream
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.sharding import replicate, shard_batch
+from flaxmed.training.sharding import join_shares, replicate, shard_batch
 from flaxmed.training.step import TrainState, TrainStep, compile_training, many_steps
 from flaxmed.types import Split
 
@@ -81,7 +80,7 @@ def open_calls(
         if count == 1:
             rows, mask = shard_batch((rows[0], mask[0]), mesh)
             batch = gather(images, labels, rows) | {"rows": rows, "mask": mask}
-            batch["epoch"] = jnp.asarray(epochs[0])
+            batch["epoch"] = epochs[0]
             yield Call(functools.partial(one_step, batch=batch), 1, real)
         else:
             rows, mask = shard_batch((rows, mask), mesh, axis=1)
@@ -94,10 +93,12 @@ def open_calls(
 def _streamed(
     one_step: TrainStep, split: Split, indices: IndexStream, start: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Call]:
-    for batch in stream(split, indices, start):
+    index, count = jax.process_index(), jax.process_count()
+    for batch in stream(split, indices, start, process_index=index, process_count=count):
         arrays = {name: batch[name] for name in ("images", "labels", "rows", "mask")}
-        on_device = {**shard_batch(arrays, mesh), "epoch": jnp.asarray(batch["epoch"], jnp.int32)}
-        yield Call(functools.partial(one_step, batch=on_device), 1, int(batch["mask"].sum()))
+        on_device = {**join_shares(arrays, mesh), "epoch": np.int32(batch["epoch"])}
+        real = int(indices[batch["step"]].mask.sum())
+        yield Call(functools.partial(one_step, batch=on_device), 1, real)
 
 
 def _rows(

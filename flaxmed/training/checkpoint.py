@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxmed.training import manifest
@@ -41,7 +45,7 @@ class Checkpoints:
     (:mod:`flaxmed.training.manifest`), or it does not count.
 
     Args:
-        folder: created when first written to; what an interrupted process left half-written there
+        folder: made if need be; what an interrupted process left half-written there
             is removed.
         keep: how many to keep.
     """
@@ -49,15 +53,20 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone()),
         )
         with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._background = ThreadPoolExecutor(1)
         self._sealing: Future[None] | None = None
+        self._closed = False
 
     def save(self, step: int, state: Any) -> None:
-        """Save ``state``, a tree of arrays, unless that step is there already.
+        """Save ``state``, arrays that each device has whole, unless that step is there already.
 
         Raises:
             RunError: the disk is full or not writable.
@@ -65,8 +74,12 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
+        _check_space(self.folder, state)
         with _disk_errors(self.folder):
-            self._manager.save(step, args=ocp.args.StandardSave(flatten(state)))
+            # Copies on the host: the arrays may be given away to the next step, and orbax takes no
+            # array of several processes from one of them.
+            own = {name: np.array(array) for name, array in flatten(state).items()}
+            self._manager.save(step, args=ocp.args.StandardSave(own))
         self._sealing = self._background.submit(self._seal, step)
 
     def _seal(self, step: int) -> None:
@@ -87,7 +100,10 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def close(self) -> None:
-        """Wait, and release the folder."""
+        """Wait, and release the folder; once."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self.wait()
         finally:
@@ -109,29 +125,30 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def restore(
-    folder: Path, step: int, like: Any, *, sharding: jax.sharding.Sharding | None = None
-) -> Any:
+def restore(folder: Path, step: int, like: Any) -> Any:
     """The checkpoint of ``step`` in ``folder``, in the structure, shapes and types of ``like``.
 
     Args:
         folder: where it lies.
         step: one of ``saved_steps(folder)``.
         like: a tree of arrays, or of their shapes.
-        sharding: where its arrays go; None for the first device.
+
+    Returns:
+        Its arrays, on this process's first device.
 
     Raises:
         InputError: it is damaged, or does not fit ``like``.
     """
     if (reason := manifest.damage(folder / str(step))) is not None:
         raise InputError(f"{reason}: the checkpoint is damaged")
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         for name, leaf in flatten(like).items()
     }
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        alone = ocp.options.MultiprocessingOptions(**_alone())
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             flat = checkpointer.restore((folder / str(step) / _ITEM).absolute(), shape)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -139,11 +156,41 @@ def restore(
     return unflatten(like, flat)
 
 
+def _alone() -> dict[str, Any]:
+    """For orbax: of a job's processes this one alone reads or writes, and waits for no other."""
+    index = jax.process_index()
+    return {"primary_host": index, "active_processes": {index}}
+
+
+def _check_space(folder: Path, state: Any) -> None:
+    """Raises RunError where the disk has no room for ``state``; orbax would write what fits."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunError(
+            f"{folder}: cannot save the checkpoint: it takes {needed / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free"
+        )
+
+
 @contextlib.contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot save the checkpoint: {error.strerror or error}"
-        ) from error
+        return
+    except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
+        text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = getattr(error, "strerror", None) or text
+        if "RESOURCE_EXHAUSTED" in text:
+            reason = "no space left on the disk"
+    _drop_unfinished_writes()
+    raise RunError(f"{folder}: cannot save the checkpoint: {reason}")
+
+
+def _drop_unfinished_writes() -> None:
+    """Let go of what orbax had not begun to write: it would print a traceback for each at exit."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook

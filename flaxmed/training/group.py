@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from flaxmed.training.batches import fetch_kind, images_before
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.memory import peak_memory
 from flaxmed.training.optimizer import make_optimizer
+from flaxmed.training.processes import first_does, is_first, known_to_all
 from flaxmed.training.progress import Progress
 from flaxmed.training.record import Record, epoch_row, time_row
-from flaxmed.training.run import Run, build_model, init_weights, load_into, load_run
-from flaxmed.training.sharding import make_mesh, padded_size, replicate, shard_batch
+from flaxmed.training.run import Run, build_model, init_weights, load_into
+from flaxmed.training.sharding import make_mesh, on_host, padded_size, replicate, shard_batch
 from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
 from flaxmed.training.step import (
     TrainState,
@@ -51,6 +53,7 @@ class Group:
         indices: each run's batches.
         step: one step of all, to be compiled.
         state: at the start; of several runs stacked.
+        done: steps done at the start.
         step_mesh: over which a batch is split, or the runs are spread.
         mesh: over which a batch is split in evaluation.
     """
@@ -61,6 +64,7 @@ class Group:
     indices: list[IndexStream]
     step: TrainStep
     state: TrainState
+    done: int
     step_mesh: jax.sharding.Mesh
     mesh: jax.sharding.Mesh
 
@@ -85,11 +89,6 @@ class Group:
         return [line for record in self.records for line in record.skipped]
 
     @property
-    def done(self) -> int:
-        """Steps done at the start."""
-        return int(self.state.step.ravel()[0])
-
-    @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
         return self.indices[0].steps_per_epoch
@@ -107,17 +106,17 @@ class Group:
             epochs=self.config.epochs,
             images=images * runs,
             done=images_before(self.done, self.indices[0], images) * runs,
-            show=show,
+            show=show and is_first(),
         )
 
     def of_each(self, state: TrainState) -> list[TrainState]:
-        """Each run's state."""
+        """Each run's state, whole on every device."""
         runs = len(self.records)
         if runs == 1:
-            return [state]
+            return [replicate(state, self.mesh)]
         # Through the host: to cut them out there, devices need not wait for one another.
         stacked = jax.device_get(state)
-        return [jax.tree.map(jnp.asarray, take(stacked, i)) for i in range(runs)]
+        return [replicate(take(stacked, i), self.mesh) for i in range(runs)]
 
     def end_epoch(self, state: TrainState, done: int, seconds: float, bar: Progress) -> None:
         """Validate every run that goes on; write down and keep what it has come to."""
@@ -126,7 +125,6 @@ class Group:
             if record.stopped_early:
                 continue
             began = time.monotonic()
-            own = replicate(own, self.mesh)
             load_into(model, own)
             row = epoch_row(own, done, self.steps_per_epoch)
             row |= validate(model, record.config, self.dataset, self.mesh, done)
@@ -134,6 +132,17 @@ class Group:
             bar.epoch(row, record.end_epoch(own, row), name)
             evaluation = time.monotonic() - began
             self._note_time(record, done, seconds, evaluation)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """However the ``with`` block ends, nothing is being written to the folders after it."""
+        try:
+            yield
+        except BaseException:
+            for record in self.records:
+                with contextlib.suppress(RunError):  # the first error is the one to tell
+                    record.release()
+            raise
 
     def stop(self, state: TrainState, done: int, seconds: float) -> None:
         """Save every run in the middle of an epoch."""
@@ -144,18 +153,26 @@ class Group:
     def _note_time(self, record: Record, done: int, seconds: float, evaluation: float) -> None:
         # of what all did together each gets its share
         share = seconds / len(self.records)
-        record.timing.append(time_row(done, self.steps_per_epoch, share, evaluation))
+        record.note_time(time_row(done, self.steps_per_epoch, share, evaluation))
 
     def finish(self) -> list[Run]:
         """Predict with each run's best epoch, and write what is known at the end."""
         runs = []
         for record, model in zip(self.records, self.models, strict=True):
             record.close()
-            load_into(model, replicate(record.best_weights(init_weights(model)), self.mesh))
-            for name in ("val", "test"):
-                save_predictions(
-                    record.run_dir, name, model, record.config, self.dataset, self.mesh
+            weights = record.best_weights(init_weights(model))
+            load_into(model, replicate(weights, self.mesh))
+            predictions = {
+                name: predictions_of(
+                    logits_of(model, record.config, split, self.mesh),
+                    split,
+                    self.dataset.info,
+                    digests=True,
                 )
+                for name, split in self.dataset.splits.items()
+                if name != "train"
+            }
+            load_into(model, weights)  # from here on it is this process's own
             summary = {
                 "parameters": tree_size(nnx.state(model, nnx.Param)),
                 **record.summary(),
@@ -164,9 +181,19 @@ class Group:
                 "trained_together": self.seeds,
                 "peak_memory_bytes": peak_memory(),
             }
-            rundir.write_json(record.run_dir / "run.json", summary)
-            runs.append(load_run(record.run_dir, model))
+            summary = rundir.jsonable(summary)
+            first_does(functools.partial(self._write, record.run_dir, predictions, summary))
+            history = record.metrics
+            run = Run(record.run_dir, record.config, model, predictions, history, summary)
+            runs.append(run)
         return runs
+
+    def _write(
+        self, run_dir: Path, predictions: Mapping[str, Predictions], summary: Mapping[str, Any]
+    ) -> None:
+        save_predictions(run_dir / "predictions", predictions, self.dataset.ideal)
+        save_thumbnails(run_dir / "thumbnails.npz", predictions["test"], self.dataset.test)
+        rundir.write_json(run_dir / "run.json", summary)
 
 
 def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
@@ -203,7 +230,8 @@ def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
         function = make_step_function(models[0], optimizer, **settings)
         step = stacked_step(function, seeds, step_mesh)
         state = shard_batch(stack(states), step_mesh)
-    return Group(dataset, records, models, indices, step, state, step_mesh, mesh)
+    done = int(states[0].step)
+    return Group(dataset, records, models, indices, step, state, done, step_mesh, mesh)
 
 
 def class_weights(config: TrainConfig, dataset: Dataset) -> jax.Array | None:
@@ -244,9 +272,8 @@ def validate(
     """
     logits = logits_of(model, config, dataset.val, mesh)
     if not np.isfinite(logits).all():
-        raise RunError(
-            f"the validation logits are not finite at step {step}; try a lower learning rate"
-        )
+        line = f"the validation logits are not finite at step {step}"
+        raise known_to_all(RunError(f"{line}; try a lower learning rate"))
     scores = score(predictions_of(logits, dataset.val, dataset.info))
     return {f"val_{name}": scores[name] for name in ("loss", "accuracy", "auc")}
 
@@ -257,7 +284,11 @@ def logits_of(
     """Logits for a whole split, every image once."""
     size = padded_size(config.eval_batch_size, mesh)
     return predict_logits(
-        model, split.images, batch_size=size, put=lambda batch: shard_batch(batch, mesh)
+        model,
+        split.images,
+        batch_size=size,
+        put=lambda batch: shard_batch(batch, mesh),
+        get=on_host,
     )
 
 
@@ -278,27 +309,16 @@ def predictions_of(
 
 
 def save_predictions(
-    run_dir: Path,
-    name: str,
-    model: nnx.Module,
-    config: TrainConfig,
-    dataset: Dataset,
-    mesh: jax.sharding.Mesh,
+    folder: Path, predictions: Mapping[str, Predictions], ideal: Mapping[str, np.ndarray] | None
 ) -> None:
-    """``predictions/NAME.npz``, and ``ideal_NAME.npz`` where the ideal observer is known; of the
-    test images also ``thumbnails.npz``."""
-    folder = run_dir / "predictions"
+    """``NAME.npz``, and ``ideal_NAME.npz`` where the ideal observer is known."""
     folder.mkdir(exist_ok=True)
-    split, info = dataset.splits[name], dataset.info
-    logits = logits_of(model, config, split, mesh)
-    made = predictions_of(logits, split, info, digests=True)
-    made.save(folder / f"{name}.npz")
-    if name == "test":
-        save_thumbnails(run_dir / "thumbnails.npz", made, split)
-    if dataset.ideal is not None:
-        with np.errstate(divide="ignore"):
-            ideal = dataclasses.replace(made, logits=np.log(dataset.ideal[name]))
-        ideal.save(folder / f"ideal_{name}.npz")
+    for name, made in predictions.items():
+        made.save(folder / f"{name}.npz")
+        if ideal is not None:
+            with np.errstate(divide="ignore"):
+                best = dataclasses.replace(made, logits=np.log(ideal[name]))
+            best.save(folder / f"ideal_{name}.npz")
 
 
 def tree_size(tree: Any) -> int:

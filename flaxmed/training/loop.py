@@ -9,7 +9,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from flaxmed.models import native
 from flaxmed.training import rundir
 from flaxmed.training.batches import describe_fetch, open_calls
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.group import class_weights, prepare
-from flaxmed.training.progress import Interrupted, StopRequest
+from flaxmed.training.group import Group, class_weights, prepare
+from flaxmed.training.processes import check_alike, first_does, known_to_all
+from flaxmed.training.progress import Interrupted, Progress, StopRequest
 from flaxmed.training.record import check_finite
 from flaxmed.training.run import Run, build_model, load_run
 from flaxmed.training.sharding import make_mesh, padded_size
+from flaxmed.training.step import TrainState
 from flaxmed.types import Dataset, DatasetInfo, InputError
 
 # steps that may wait for the device: enough to keep it busy, few enough for Ctrl-C to act soon
@@ -43,11 +45,15 @@ def train(
     out: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    change: Sequence[str] = (),
 ) -> Run:
     """Train one network; keep the epoch of the best validation AUC; predict with it.
 
     A run that was begun in ``out`` with the same settings and data goes on where it stopped, to
     the bit on the same machine; one that is finished is read back.
+
+    Where several processes train together (``flaxmed.training.join``), all of them call this with
+    the same arguments; process 0 alone reads and writes ``out``.
 
     Args:
         config: every setting.
@@ -56,6 +62,8 @@ def train(
         out: run directory; None for ``runs/DATASET[_SIZE]/MODEL[-RECIPE]-seedN``.
         data_dir: where data files lie or go; None for ``FLAXMED_DATA_DIR`` or the cache.
         progress: whether to show a bar, or lines where there is no terminal.
+        change: settings, by dotted name, in which ``config`` may differ from what the run in
+            ``out`` was begun with: ``["epochs"]`` to train on, say. ``config.json`` tells of it.
 
     Returns:
         The finished run.
@@ -77,9 +85,11 @@ def train(
     """
     dataset = open_dataset(config, data, data_dir)
     run_dir = Path(out) if out is not None else default_dir(config, dataset.info)
-    check_run(config, dataset, out=run_dir)
+    first_does(lambda: check_run(config, dataset, out=run_dir, change=change))
     command = how_to_resume(run_dir, data_dir, own_data=data is not None)
-    (run,) = train_group({run_dir: config}, dataset, how_to_resume=command, progress=progress)
+    (run,) = train_group(
+        {run_dir: config}, dataset, how_to_resume=command, progress=progress, change=change
+    )
     return run
 
 
@@ -98,6 +108,7 @@ def train_group(
     *,
     how_to_resume: str,
     progress: bool = True,
+    change: Sequence[str] = (),
 ) -> list[Run]:
     """Train runs that differ in nothing but their seeds, all in one program; checked before.
 
@@ -106,35 +117,54 @@ def train_group(
         dataset: the data.
         how_to_resume: what an interruption says.
         progress: whether to show a bar.
+        change: settings that may have changed since.
     """
+    check_alike("settings", [config.to_dict() for config in configs.values()])
+    check_alike("data", rundir.jsonable(describe(dataset)))
     with contextlib.ExitStack() as locks:
-        for place in configs:
-            locks.enter_context(rundir.locked(place))
-        return _train_group(configs, dataset, how_to_resume, progress)
+
+        def claim() -> bool:
+            for place in configs:
+                locks.enter_context(rundir.locked(place))
+            begun = [
+                rundir.claim(place, own, describe(dataset), change)
+                for place, own in configs.items()
+            ]
+            return all(begun) and all((place / "run.json").exists() for place in configs)
+
+        if first_does(claim):
+            return [load_run(place) for place in configs]
+        use_compilation_cache()
+        group = prepare(configs, dataset)
+        bar = group.progress_bar(progress)
+        for line in opening_lines(group):
+            bar.say(line)
+        with group.saving():
+            take_steps(group, bar, how_to_resume)
+            bar.close()
+            return group.finish()
 
 
-def _train_group(
-    configs: Mapping[Path, TrainConfig], dataset: Dataset, how_to_resume: str, progress: bool
-) -> list[Run]:
-    # The folders: new, or these runs' own.
-    use_compilation_cache()
-    begun = [rundir.claim(place, config, describe(dataset)) for place, config in configs.items()]
-    if all(begun) and all((place / "run.json").exists() for place in configs):
-        return [load_run(place) for place in configs]
+def opening_lines(group: Group) -> list[str]:
+    """What to say before the first step."""
+    config, devices = group.config, group.mesh.size
+    lines = [describe_fetch(config, group.dataset.train), *group.skipped]
+    if jax.default_backend() == "cpu" and (reason := native.why_not()):
+        lines.insert(0, f"convolutions in plain JAX, which are slower: {reason}")
+    if jax.process_count() > 1:
+        lines.insert(0, f"{jax.process_count()} processes, {devices} devices")
+    if group.done:
+        epoch = group.done // group.steps_per_epoch + 1
+        lines.append(f"goes on from step {group.done} (epoch {epoch})")
+    return lines
 
-    # The steps, from where the runs stopped.
-    group = prepare(configs, dataset)
+
+def take_steps(group: Group, bar: Progress, how_to_resume: str) -> None:
+    """The steps, from where the runs stopped; at the end of each epoch a score and a checkpoint."""
     config, state, done = group.config, group.state, group.done
     last_step, per_epoch = config.epochs * group.steps_per_epoch, group.steps_per_epoch
-    bar = group.progress_bar(progress)
-    if jax.default_backend() == "cpu" and (reason := native.why_not()):
-        bar.say(f"convolutions in plain JAX, which are slower: {reason}")
-    bar.say(describe_fetch(config, dataset.train))
-    for line in group.skipped:
-        bar.say(line)
-    if done:
-        bar.say(f"goes on from step {done} (epoch {done // per_epoch + 1})")
-    calls = open_calls(group.step, config, dataset.train, group.indices, done, group.step_mesh)
+    images, mesh = group.dataset.train, group.step_mesh
+    calls = open_calls(group.step, config, images, group.indices, done, mesh)
     in_flight: deque[jax.Array] = deque()
     clock = time.monotonic()
     with StopRequest().listening() as stop:
@@ -149,30 +179,35 @@ def _train_group(
                 check_finite(state, group.names)
             if bar.due():
                 check_finite(state, group.names)
-                bar.loss(float(state.sums["loss"].sum() / state.sums["weight"].sum()))
+                bar.loss(mean_loss(state))
 
-            # At the end of each epoch a score and a checkpoint of every run.
             if done % per_epoch == 0:
                 check_finite(state, group.names)
                 group.end_epoch(state, done, time.monotonic() - clock, bar)
                 state = dataclasses.replace(state, sums=jax.tree.map(jnp.zeros_like, state.sums))
                 clock = time.monotonic()
-            if stop.signal is not None and done < last_step:
+            asked = stop.asked(mesh)
+            if asked and done < last_step:
                 check_finite(state, group.names)
                 group.stop(state, done, time.monotonic() - clock)
                 bar.close()
-                name = signal.Signals(stop.signal).name
-                raise Interrupted(
-                    f"{name} at step {done}: state saved; {how_to_resume}", stop.signal
-                )
+                name = signal.Signals(asked).name
+                line = f"{name} at step {done}: state saved; {how_to_resume}"
+                raise known_to_all(Interrupted(line, asked))
 
-    # The best epoch's networks, and what they say of images they never saw.
-    bar.close()
-    return group.finish()
+
+def mean_loss(state: TrainState) -> float:
+    """Over the images of this epoch so far, and over all runs."""
+    total, weight = (np.asarray(state.sums[name]).sum() for name in ("loss", "weight"))
+    return float(total / weight)
 
 
 def check_run(
-    config: TrainConfig, dataset: Dataset, *, out: str | os.PathLike[str] | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    change: Sequence[str] = (),
 ) -> None:
     """Raise what :func:`train` would raise before its first step; writes nothing, draws no weight.
 
@@ -180,6 +215,7 @@ def check_run(
         config: every setting.
         dataset: the data.
         out: run directory; None: no folder is looked at.
+        change: as for ``train``.
 
     Raises:
         InputError: an unknown network; images that are too small for it, or too few values per
@@ -209,7 +245,7 @@ def check_run(
     except InputError as error:
         raise InputError(f"{dataset.info.name}: {error}") from None
     if out is not None:
-        rundir.begun(Path(out), config, describe(dataset))
+        rundir.begun(Path(out), config, describe(dataset), change)
 
 
 def default_dir(config: TrainConfig, info: DatasetInfo) -> Path:

@@ -7,10 +7,16 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from tqdm import tqdm
+
+from flaxmed.training.processes import largest
+
+_VOTES_AHEAD = 4  # steps that may be on their way while a vote is
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,11 +34,23 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Remembers SIGINT and SIGTERM so that the loop can stop between two steps.
 
-    A second SIGINT acts at once, as usual.
+    A second SIGINT acts at once, as usual. Where several processes train together, all stop at the
+    same step, whichever of them was asked.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._votes: deque[jax.Array] = deque()
+
+    def asked(self, mesh: jax.sharding.Mesh) -> int:
+        """The number of the signal, or 0; to be called after every step by all processes.
+
+        The answer is then that of some steps before: nobody waits for it.
+        """
+        if jax.process_count() == 1:
+            return self.signal or 0
+        self._votes.append(largest(self.signal or 0, mesh))
+        return int(self._votes.popleft()) if len(self._votes) > _VOTES_AHEAD else 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:

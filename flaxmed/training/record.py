@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 from flaxmed.training import manifest
 from flaxmed.training.checkpoint import Checkpoints, restore, saved_steps
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.rundir import JsonLines, read_rows
+from flaxmed.training.processes import first_does, from_first, is_first, known_to_all
+from flaxmed.training.rundir import append_row, cut_rows, jsonable, read_rows
 from flaxmed.training.step import TrainState
 from flaxmed.types import RunError
 
@@ -50,7 +52,7 @@ def sound_step(run_dir: Path) -> tuple[int, list[str]]:
 
 
 class Record:
-    """The files of one run that grow as it goes on.
+    """The files of one run that grow as it goes on; process 0 writes them, all know what they say.
 
     Args:
         config: its settings.
@@ -62,29 +64,41 @@ class Record:
         skipped: a line for each damaged checkpoint that was passed over.
     """
 
-    metrics: JsonLines
-    timing: JsonLines
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    skipped: list[str]
 
     def __init__(self, config: TrainConfig, run_dir: Path):
         self.config, self.run_dir = config, run_dir
-        self.skipped: list[str] = []
-        self.last = Checkpoints(last_folder(run_dir), keep=_KEEP_LAST)
-        self.best = Checkpoints(best_folder(run_dir), keep=_KEEP_BEST)
+
+        def opened() -> None:
+            self.last = Checkpoints(last_folder(run_dir), keep=_KEEP_LAST)
+            self.best = Checkpoints(best_folder(run_dir), keep=_KEEP_BEST)
+
+        first_does(opened)
 
     def resume(self, fresh: TrainState) -> TrainState:
         """The state of the last sound checkpoint, or the ``fresh`` one; what is later goes."""
-        done, self.skipped = sound_step(self.run_dir)
-        state = restore(last_folder(self.run_dir), done, fresh) if done else fresh
-        for checkpoints in (self.last, self.best):
-            checkpoints.forget_after(done)
-        self.metrics = JsonLines(self.run_dir / "metrics.jsonl", until_step=done)
-        self.timing = JsonLines(self.run_dir / "timing.jsonl", until_step=done)
+        done, self.skipped = first_does(lambda: sound_step(self.run_dir))
+        state = fresh
+        if done:
+            state = from_first(lambda: restore(last_folder(self.run_dir), done, fresh), fresh)
+
+        def cut_back() -> list[list[dict[str, Any]]]:
+            for checkpoints in (self.last, self.best):
+                checkpoints.forget_after(done)
+            return [
+                cut_rows(self.run_dir / name, until_step=done)
+                for name in ("metrics.jsonl", "timing.jsonl")
+            ]
+
+        self.metrics, self.timing = first_does(cut_back)
         return state
 
     @property
     def stopped_early(self) -> bool:
         """Whether the best epoch lies ``early_stopping`` epochs back."""
-        rows, patience = self.metrics.rows, self.config.early_stopping
+        rows, patience = self.metrics, self.config.early_stopping
         if patience is None or not rows:
             return False
         return bool(rows[-1]["epoch"] - best_row(rows)["epoch"] >= patience)
@@ -92,40 +106,58 @@ class Record:
     def end_epoch(self, state: TrainState, row: dict[str, Any]) -> bool:
         """Write down an epoch with its row of metrics and the state after it; whether it is the
         best so far."""
-        self.last.wait()  # a new best may remove the one that goes with an older state
+        row = jsonable(row)
         self.metrics.append(row)
-        is_best = best_row(self.metrics.rows) is self.metrics.rows[-1]
-        if is_best:
-            weights = {"params": state.params, "batch_stats": state.batch_stats}
-            self.best.save(row["step"], weights)
-        self.last.save(row["step"], state)
+        is_best = best_row(self.metrics) is row
+
+        def write() -> None:
+            self.last.wait()  # a new best may remove the one that goes with an older state
+            append_row(self.run_dir / "metrics.jsonl", row)
+            if is_best:
+                weights = {"params": state.params, "batch_stats": state.batch_stats}
+                self.best.save(row["step"], weights)
+            self.last.save(row["step"], state)
+
+        first_does(write)
         return is_best
+
+    def note_time(self, row: dict[str, Any]) -> None:
+        """Write down a row of clocks."""
+        self.timing.append(row)
+        first_does(lambda: append_row(self.run_dir / "timing.jsonl", row))
 
     def stop(self, done: int, state: TrainState) -> None:
         """Save the state in the middle of an epoch, and let go of the folder."""
-        self.last.save(done, state)
+        first_does(lambda: self.last.save(done, state))
         self.close()
 
     def close(self) -> None:
         """Wait for what is being saved."""
-        self.last.close()
-        self.best.close()
+        first_does(self.release)
+
+    def release(self) -> None:
+        """As ``close``, in one process alone."""
+        if is_first():
+            with contextlib.ExitStack() as both:
+                both.callback(self.best.close)
+                self.last.close()
 
     def best_weights(self, like: Any) -> Any:
         """The best epoch's parameters and statistics, in the structure of ``like``."""
-        return restore(best_folder(self.run_dir), best_row(self.metrics.rows)["step"], like)
+        folder, step = best_folder(self.run_dir), best_row(self.metrics)["step"]
+        return from_first(lambda: restore(folder, step, like), like)
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` says of the time taken and of the best epoch."""
-        chosen = best_row(self.metrics.rows)
+        chosen = best_row(self.metrics)
         seconds = {
-            name: round(sum(row[name] for row in self.timing.rows), 3)
+            name: round(sum(row[name] for row in self.timing), 3)
             for name in ("seconds", "evaluation_seconds")
         }
         return {
             "train_seconds": seconds["seconds"],
             "evaluation_seconds": seconds["evaluation_seconds"],
-            "epochs": len(self.metrics.rows),
+            "epochs": len(self.metrics),
             "best_epoch": chosen["epoch"],
             "best_val_auc": chosen["val_auc"],
         }
@@ -172,7 +204,5 @@ def check_finite(state: TrainState, names: list[str]) -> None:
         if step >= 0:
             # counted from 1, as the steps done are everywhere
             whose = f" of {name}" if len(names) > 1 else ""
-            raise RunError(
-                f"the training loss{whose} is not finite at step {int(step) + 1}; "
-                "try a lower learning rate"
-            )
+            line = f"the training loss{whose} is not finite at step {int(step) + 1}"
+            raise known_to_all(RunError(f"{line}; try a lower learning rate"))

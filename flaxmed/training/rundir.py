@@ -8,16 +8,32 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flaxmed.training.config import TrainConfig
-from flaxmed.types import InputError, RunError
+from flaxmed.types import InputError, RunError, read_json, read_json_lines
 
 # how images are fetched, how many are evaluated at once and what is computed twice to save memory
 # decide the speed, not the result
 FREE_SETTINGS = ("fetch", "eval_batch_size", "steps_per_call", "remat")
+# with another of these a run can go on, when asked to
+_CHANGEABLE = (
+    "epochs",
+    "early_stopping",
+    "class_weights",
+    "batch_norm_momentum",
+    "augment",
+    "optimizer",
+)
+_FIXED = ("optimizer.name", "optimizer.clip_norm")  # but these decide what its state consists of
+A_RUN = "a run of flaxmed"
+_NUMBERS = {  # what the rows of a file must hold
+    "metrics.jsonl": ("step", "epoch", "val_loss", "val_auc"),
+    "timing.jsonl": ("step", "seconds", "evaluation_seconds"),
+}
+_NOT_SETTINGS = ("versions", "changed")  # what config.json says besides
 PACKAGES = ("flaxmed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -58,20 +74,6 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """JSON from a run directory.
-
-    Raises:
-        InputError: no such file, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a run of flaxmed") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from None
-
-
 def read_config(run_dir: Path) -> TrainConfig:
     """The settings of a run that was begun in ``run_dir``.
 
@@ -79,11 +81,9 @@ def read_config(run_dir: Path) -> TrainConfig:
         InputError: no run there, or a config.json with unknown settings.
     """
     path = run_dir / "config.json"
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected an object of settings")
+    values = read_json(path, wanted=A_RUN)
     try:
-        return TrainConfig.from_dict({k: v for k, v in values.items() if k != "versions"})
+        return TrainConfig.from_dict({k: v for k, v in values.items() if k not in _NOT_SETTINGS})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -122,13 +122,17 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> bool:
+def claim(
+    run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any], change: Sequence[str] = ()
+) -> bool:
     """Make ``run_dir`` this run's own; True if the same run was begun there before.
 
     Raises:
         InputError: the folder cannot be written, is not empty and no run, or holds another run.
     """
-    if begun(run_dir, config, dataset):
+    if begun(run_dir, config, dataset, change):
+        if changes := differences(read_config(run_dir), config):
+            _note_changes(run_dir, config, changes)
         return True
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -139,8 +143,25 @@ def claim(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> boo
     return False
 
 
-def begun(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> bool:
+def _note_changes(run_dir: Path, config: TrainConfig, changes: dict[str, str]) -> None:
+    """The run is no longer finished, and its ``config.json`` says what changed and when."""
+    old = read_json(run_dir / "config.json", wanted=A_RUN)
+    rows = read_rows(run_dir / "metrics.jsonl")
+    entry = {"epochs_done": len(rows), "settings": changes}
+    (run_dir / "run.json").unlink(missing_ok=True)
+    values = {**config.to_dict(), "versions": versions()}
+    write_json(run_dir / "config.json", {**values, "changed": [*old.get("changed", []), entry]})
+
+
+def begun(
+    run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any], change: Sequence[str] = ()
+) -> bool:
     """Whether this run was begun in ``run_dir``; False where the folder is free for it.
+
+    Args:
+        run_dir: the folder.
+        config, dataset: of the run.
+        change: settings, by dotted name, that may differ from those it was begun with.
 
     Raises:
         InputError: as :func:`claim`; nothing is written.
@@ -159,75 +180,91 @@ def begun(run_dir: Path, config: TrainConfig, dataset: Mapping[str, Any]) -> boo
         return False
     if "config.json" not in entries:
         raise InputError(f"{run_dir}: the output folder is not empty and holds no run")
-    differing = differences(read_config(run_dir), config)
-    if differing:
-        raise InputError(f"{run_dir}: holds another run, which differs in {'; '.join(differing)}")
-    if read_json(run_dir / "dataset.json") != jsonable(dataset):
+    _check_changes(run_dir, read_config(run_dir), config, change)
+    if read_json(run_dir / "dataset.json", wanted=A_RUN) != jsonable(dataset):
         raise InputError(f"{run_dir}: holds a run on other data (dataset.json differs)")
     return True
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """The settings that differ and matter, as ``name: old, now new``.
+def _check_changes(
+    run_dir: Path, old: TrainConfig, new: TrainConfig, change: Sequence[str]
+) -> None:
+    def listed(names: Sequence[str]) -> str:
+        return "; ".join(f"{name}: {differing[name]}" for name in names)
+
+    differing = differences(old, new)
+    if unnamed := [name for name in differing if not _is_one_of(name, change)]:
+        raise InputError(f"{run_dir}: holds another run, which differs in {listed(unnamed)}")
+    if fixed := [name for name in differing if name in _FIXED or not _is_one_of(name, _CHANGEABLE)]:
+        raise InputError(f"{run_dir}: cannot go on, these do not change in a run: {listed(fixed)}")
+
+
+def _is_one_of(name: str, settings: Sequence[str]) -> bool:
+    """Whether a dotted name, or what it is part of, is among those settings."""
+    return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
+    """The settings that differ and matter, by dotted name: the old value, and the new.
 
     Example:
         >>> differences(TrainConfig(seed=1), TrainConfig(seed=2))
-        ['seed: 1, now 2']
+        {'seed': '1, now 2'}
     """
     return _differences(old.to_dict(), new.to_dict(), "")
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> list[str]:
-    found = []
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for key in old:
         if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
-            found += _differences(old[key], new[key], f"{path}{key}.")
+            found |= _differences(old[key], new[key], f"{path}{key}.")
         elif old[key] != new[key] and path + key not in FREE_SETTINGS:
-            found.append(f"{path}{key}: {old[key]}, now {new[key]}")
+            found[path + key] = f"{old[key]}, now {new[key]}"
     return found
 
 
-class JsonLines:
-    """A file of one JSON object per line that is appended to as the run goes on.
+def cut_rows(path: Path, *, until_step: int) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file up to a step; later ones, to be computed again, are cut off."""
+    rows = [row for row in read_rows(path) if row["step"] <= until_step]
+    write_text(path, "".join(_line(row) for row in rows))
+    return rows
 
-    Args:
-        path: the file; need not exist.
-        until_step: lines of later steps are cut off: they will be computed again.
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to a JSON-lines file, on disk before this returns.
+
+    Raises:
+        RunError: the disk is full or not writable.
     """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def __init__(self, path: Path, *, until_step: int):
-        self.path = path
-        self.rows = [row for row in read_rows(path) if row["step"] <= until_step]
-        write_text(path, "".join(self._line(row) for row in self.rows))
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one line, on disk before this returns."""
-        self.rows.append(jsonable(row))
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self._line(row))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
-
-    @staticmethod
-    def _line(row: Mapping[str, Any]) -> str:
-        return json.dumps(jsonable(row), ensure_ascii=False) + "\n"
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(jsonable(row), ensure_ascii=False) + "\n"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line that was cut off mid-way does not count."""
+    """The rows of a JSON-lines file; a last line that was cut off mid-way does not count.
+
+    Raises:
+        InputError: a file that is no such one; the line is named.
+    """
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # a whole line ends with a newline
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise InputError(f"{path}, line {number}: not readable as JSON") from None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise InputError(f"{path}, line {number}: expected an object with the number 'step'")
+    for place, row in read_json_lines(path, wanted="what a run wrote as it went on"):
+        for name in _NUMBERS[path.name]:
+            value = row.get(name, ...)
+            if value is None and name == "val_auc":  # undefined where one class is absent
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise InputError(f"{place}: expected an object with the number {name!r}")
         rows.append(row)
     return rows

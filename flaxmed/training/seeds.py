@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from flaxmed.training.batches import fetch_kind
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.loop import check_run, default_dir, open_dataset, train_group
 from flaxmed.training.memory import seed_bytes
+from flaxmed.training.processes import first_does, is_first
 from flaxmed.training.record import sound_step
 from flaxmed.training.run import Run, build_model
 from flaxmed.types import Dataset, InputError
@@ -76,10 +78,10 @@ def train_seeds(
         place = default_dir(own, dataset.info)
         runs[place if out is None else Path(out) / place.name] = own
     for run_dir, own in runs.items():  # a mistake in the last one shows before the first runs
-        check_run(own, dataset, out=run_dir)
+        first_does(functools.partial(check_run, own, dataset, out=run_dir))
 
     size, reason = seeds_at_once(runs, dataset, together)
-    if progress and reason and len(seeds) > 1:
+    if progress and is_first() and reason and len(seeds) > 1:
         print(f"{config.model}  {reason}", file=sys.stderr)
     results: list[Run] = []
     places = list(runs)
@@ -96,6 +98,8 @@ def seeds_at_once(
     """How many seeds share a program, and where that is not all of them, a line that says why."""
     config = next(iter(runs.values()))
     one_by_one = "seeds one after another: "
+    if jax.process_count() > 1:
+        return 1, one_by_one + "several processes share each"
     if together is False:
         return 1, one_by_one + "as asked"
     if fetch_kind(config, dataset.train) == "streamed":
