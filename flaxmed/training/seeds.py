@@ -110,7 +110,7 @@ def seeds_at_once(
         return 1, one_by_one + "they were stopped at different steps"
     if together:
         return seeds_that_fit(config, dataset, len(runs))
-    # On one device stacked seeds take longer than one after another: two cores 1.1 to 2.7 times
+    # On one device stacked seeds take longer than one after another: two cores 1.8 to 3.1 times
     # (benchmarks/results/seeds_cpu.json), an H100 1.13 times (seeds_h100.json).
     devices = 1 if jax.default_backend() == "cpu" else jax.device_count()
     if devices >= len(runs):
