@@ -1,10 +1,14 @@
 """Checkpoints that were damaged, or never finished, are found, named and passed over."""
 
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tiny_runs import assert_same_run, config, fit
@@ -193,3 +197,79 @@ def test_two_processes_do_not_train_in_one_folder(data, tmp_path):
     )
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     fit(data, tmp_path / "run", epochs=1)
+
+
+def test_a_clock_that_jumps_changes_nothing(finished, data, tmp_path, monkeypatch):
+    """Set forward by a year and back by two, and back again, while a run goes on and resumes."""
+    real, year = time.time, 365 * 86400.0
+    jumps = itertools.cycle([0.0, year, -year, 3600.0])
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    assert_same_run(fit(data, tmp_path / "run", epochs=3), finished())
+    shutil.copytree(tmp_path / "run", tmp_path / "later")
+    (tmp_path / "later" / "run.json").unlink()
+    for path in (tmp_path / "later").rglob("*"):  # files from the future, and from the past
+        os.utime(path, (real() + next(jumps),) * 2)
+    assert_same_run(fit(data, tmp_path / "later"), finished())
+
+
+def in_a_small_disk(size, folder, code):
+    """Runs Python code in a process that sees a disk of its own at ``folder``, of so many bytes."""
+    folder.mkdir()
+    script = f'mount -t tmpfs -o size={size} tmpfs {folder} && exec {sys.executable} -c "$CODE"'
+    home = os.pathsep.join([str(Path(flaxmed.__file__).parents[1]), str(Path(__file__).parent)])
+    return subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "--user", "sh", "-c", script],
+        env={**os.environ, "CODE": code, "PYTHONPATH": home},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+FILLS_THE_DISK = """
+from pathlib import Path
+from tiny_runs import assert_same_run, create, fit
+from flaxmed.command import run_command
+from flaxmed.data.phantom import load_phantom
+from flaxmed.training import run as run_module
+from flaxmed.training.progress import Progress
+
+run_module.create_model = create
+data, out = load_phantom(size=32, n_train=27, n_val=21, n_test=19), Path("FOLDER")
+real = Progress.advance
+
+def advance(self, count):
+    real(self, count)
+    if self.done >= 40 and not (out / "filler").exists():  # another user's file takes what is left
+        with open(out / "filler", "wb") as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            except OSError:
+                pass
+
+Progress.advance = advance
+code = run_command(lambda: fit(data, out / "run"))
+left = sorted(path.name for path in (out / "run").glob("*.tmp"))
+Progress.advance = real
+(out / "filler").unlink()
+again = run_command(lambda: assert_same_run(fit(data, out / "run"), fit(data, Path("OTHER"))))
+print("CODES", code, left, again)
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_can_go_on(tmp_path):
+    code = FILLS_THE_DISK.replace("FOLDER", str(tmp_path / "disk"))
+    done = in_a_small_disk(2**24, tmp_path / "disk", code.replace("OTHER", str(tmp_path / "other")))
+    assert "CODES 1 [] 0" in done.stdout, done.stdout + done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("flaxmed: error: ")]
+    assert "no space left" in line.lower() or "MB are free" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_folder_is_refused_before_the_first_step(data, tmp_path):
+    """Not even an administrator writes to /proc."""
+    with pytest.raises(InputError, match="output folder"):
+        fit(data, Path("/proc/flaxmed/run"))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -56,13 +54,15 @@ class Checkpoints:
             max_to_keep=keep,
             create=False,
             cleanup_tmp_directories=True,
+            # the background is ours: orbax's own gives up when the system's clock jumps
+            enable_async_checkpointing=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone()),
         )
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._background = ThreadPoolExecutor(1)
-        self._sealing: Future[None] | None = None
+        self._saving: Future[None] | None = None
         self._closed = False
 
     def save(self, step: int, state: Any) -> None:
@@ -75,23 +75,21 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         _check_space(self.folder, state)
-        with _disk_errors(self.folder):
-            # Copies on the host: the arrays may be given away to the next step, and orbax takes no
-            # array of several processes from one of them.
-            own = {name: np.array(array) for name, array in flatten(state).items()}
-            self._manager.save(step, args=ocp.args.StandardSave(own))
-        self._sealing = self._background.submit(self._seal, step)
+        # Copies on the host: the arrays may be given away to the next step, and orbax takes no array
+        # of several processes from one of them.
+        own = {name: np.array(array) for name, array in flatten(state).items()}
+        self._saving = self._background.submit(self._save, step, own)
 
-    def _seal(self, step: int) -> None:
-        self._manager.wait_until_finished()
+    def _save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        self._manager.save(step, args=ocp.args.StandardSave(arrays))
         manifest.seal(self.folder / str(step))
 
     def wait(self) -> None:
         """Until every save is on disk, sealed."""
         with _disk_errors(self.folder):
-            sealing, self._sealing = self._sealing, None
-            if sealing is not None:
-                sealing.result()
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                saving.result()
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, which will be computed again."""
@@ -183,14 +181,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or text
         if "RESOURCE_EXHAUSTED" in text:
             reason = "no space left on the disk"
-    _drop_unfinished_writes()
     raise RunError(f"{folder}: cannot save the checkpoint: {reason}")
-
-
-def _drop_unfinished_writes() -> None:
-    """Let go of what orbax had not begun to write: it would print a traceback for each at exit."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
