@@ -408,3 +408,32 @@ def test_all_rows_of_the_gpu_run_on_a_cpu(tmp_path):
     else:
         assert rows["epoch"]["best_pytorch"]["workers"] == 0
         assert rows["epoch"]["ratio"] > 0
+
+
+# ------------------------------------------------------------------------------ scaling
+
+
+def test_the_page_on_many_devices_is_what_was_counted_and_measured():
+    scaling = script("scaling")
+    counted = json.loads((BENCHMARKS / "results" / "scaling.json").read_text())["counts"]
+    assert "\n".join(scaling.tables(counted)) in scaling.PAGE.read_text()
+
+
+def test_what_passes_between_devices_is_counted_in_the_program():
+    """Two devices: the gradients of all parameters, and a mean and a variance of each BatchNorm."""
+    counts = script("scaling").count("resnet18", devices=2)
+    assert counts["parameters"] == 11_180_616
+    gradients = counts["bytes"] - counts["statistics_bytes"]
+    assert gradients == pytest.approx(4 * counts["parameters"], rel=2e-3)
+    assert counts["statistics"] >= 2 * 20 - 3  # three pairs, of blocks with a projection, in one
+
+
+def test_an_all_reduce_costs_its_bytes_and_its_rounds():
+    scaling = script("scaling")
+    link = scaling.Link(bandwidth=1e9, latency=1e-6)
+    assert scaling.all_reduce_seconds(0, 8, link) == pytest.approx(6e-6)
+    assert scaling.all_reduce_seconds(1e9, 8, link) == pytest.approx(1.75, rel=1e-4)
+    hidden = scaling.Scaled(step=3.0, statistics=1.0, gradients=2.0)
+    assert hidden.efficiency == pytest.approx(3 / 4)
+    shown = scaling.Scaled(step=3.0, statistics=1.0, gradients=4.0)
+    assert shown.efficiency == pytest.approx(3 / 6)

@@ -140,7 +140,8 @@ def read_subgroups(path: str | os.PathLike[str]) -> SubgroupColumns:
     for line, cells in body:
         if len(cells) != len(header):
             raise InputError(
-                f"{path}: line {line}: {len(cells)} cells, expected {len(header)} ({few([repr(name) for name in header])})"
+                f"{path}: line {line}: {len(cells)} cells, expected {len(header)} "
+                f"({_quoted(header)})"
             )
         key = cells[at]
         if not key:
@@ -198,6 +199,11 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: line {line}: not UTF-8; save the table as CSV UTF-8") from None
 
 
+def _quoted(header: Sequence[str]) -> str:
+    """The first names of a header as Python writes them: a line break in one stays on the line."""
+    return few([repr(name) for name in header])
+
+
 def _check_header(where: str, header: Sequence[str]) -> None:
     if "" in header:
         raise InputError(f"{where}: column {header.index('') + 1} has no name")
@@ -206,7 +212,7 @@ def _check_header(where: str, header: Sequence[str]) -> None:
         raise InputError(f"{where}: column {twice[0]!r} occurs twice")
     if "id" not in header:
         raise InputError(
-            f"{where}: no column 'id'; expected names parted by commas, got {few([repr(name) for name in header])}"
+            f"{where}: no column 'id'; expected names parted by commas, got {_quoted(header)}"
         )
     if len(header) == 1:
         raise InputError(f"{where}: no column but 'id'; expected one or more, such as sex or site")

@@ -75,8 +75,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         _check_space(self.folder, state)
-        # Copies on the host: the arrays may be given away to the next step, and orbax takes no array
-        # of several processes from one of them.
+        # Copies on the host: the arrays may be given away to the next step, and orbax takes none
+        # that several processes share from one of them.
         own = {name: np.array(array) for name, array in flatten(state).items()}
         self._saving = self._background.submit(self._save, step, own)
 
