@@ -321,3 +321,57 @@ def test_two_devices_and_a_home_of_its_own():
     assert jax.device_count() >= 2 or jax.default_backend() != "cpu"
     assert "flaxmed-tests-" in str(Path.home())
     assert "FLAXMED_DATA_DIR" not in os.environ
+
+
+# ------------------------------------------------------------------------------ files from outside
+
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+
+
+def dangers(source: str) -> list[str]:
+    """What could run, or write anywhere, what a file says."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.split(".")[0] in UNPICKLERS]
+        if not isinstance(node, ast.Call):
+            continue
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        refuses = getattr(given.get("allow_pickle"), "value", None) is False
+        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "compile"):
+            found.append(node.func.id)
+        if isinstance(node.func, ast.Attribute):
+            name = ast.unparse(node.func)
+            if name in ("np.load", "numpy.load", "np.lib.format.read_array") and not refuses:
+                found.append(f"{name} without allow_pickle=False")
+            if node.func.attr in ("extractall", "extract", "unpack_archive") or name == "os.system":
+                found.append(name)
+        if "allow_pickle" in given and not refuses:
+            found.append("allow_pickle")
+        if getattr(given.get("shell"), "value", None) is True:
+            found.append("shell=True")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_file_is_unpickled_unpacked_or_given_to_a_shell(path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "np.savez(path, allow_pickle=True)",
+        "zipfile.ZipFile(path).extractall(folder)",
+        "subprocess.run(command, shell=True)",
+        "os.system(command)",
+        "eval(text)",
+    ],
+)
+def test_that_would_be_seen(source):
+    assert dangers(source)

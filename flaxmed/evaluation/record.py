@@ -124,7 +124,7 @@ class RunRecord:
         return f"Groups (patients) that occur in several splits: {'; '.join(each)}."
 
     def fact_rows(self) -> list[list[str]]:
-        """Parameters, training time, the epoch that was kept, the device."""
+        """Parameters, training time, the epoch that was kept, memory, the device."""
         f = self.facts
         rows = []
         if "parameters" in f:
@@ -137,6 +137,8 @@ class RunRecord:
             rows.append(["its validation AUC", f"{f['best_val_auc']:.4f}"])
         if "train_seconds" in f:
             rows.append(["training time", duration(f["train_seconds"])])
+        if f.get("peak_memory_bytes"):
+            rows.append(["peak memory", f"{f['peak_memory_bytes'] / 1e9:.2f} GB"])
         if "device" in f:
             rows.append(["device", str(f["device"])])
         return rows

@@ -24,5 +24,6 @@ RUN = {
     **dict.fromkeys(("parameters", "epochs", "best_epoch"), int),
     **dict.fromkeys(("train_seconds", "evaluation_seconds"), NUMBER),
     "best_val_auc": (*NUMBER, None),
+    "peak_memory_bytes": (int, None),
     "device": str,
 }
