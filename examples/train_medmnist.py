@@ -20,7 +20,7 @@ from flaxmed.command import Parser, add_distributed, join_job, run_command
 from flaxmed.data import load_dataset
 from flaxmed.evaluation import evaluate_run, write_comparison
 from flaxmed.training import TrainConfig, check_run, default_dir, train_seeds
-from flaxmed.training.processes import first_does, is_first
+from flaxmed.training.processes import first_does
 
 # The phantom shows much in little: a few epochs of the networks as published, which shrink an
 # image at once, take minutes on two CPU cores (real images of 28 to 64 px get the small stem).
@@ -65,12 +65,20 @@ def main() -> None:
     run_dirs = []
     for config in configs:
         for run in train_seeds(config, args.seeds, dataset, out=out):
+            first_does(functools.partial(report, run.dir))
             run_dirs.append(run.dir)
-            if is_first():
-                evaluate_run(run.dir)
-    if is_first():
-        print(write_comparison(run_dirs, out))
-        print(f"\ntable, figures and predictions: {out}")
+    first_does(functools.partial(compare, run_dirs, out))
+
+
+def report(run_dir: Path) -> None:
+    """Evaluate a run, and write its report into its folder."""
+    evaluate_run(run_dir)
+
+
+def compare(run_dirs: list[Path], out: Path) -> None:
+    """Compare the runs; print the table, and write it beside them."""
+    print(write_comparison(run_dirs, out))
+    print(f"\ntable, figures and predictions: {out}")
 
 
 if __name__ == "__main__":

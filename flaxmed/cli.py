@@ -94,9 +94,8 @@ def _add_train(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     join_job(arguments)
-    from flaxmed.evaluation import compare_runs, evaluate_run
-    from flaxmed.training import train, train_seeds
-    from flaxmed.training.processes import is_first
+    from flaxmed.training import TrainConfig, train, train_seeds
+    from flaxmed.training.processes import first_does
     from flaxmed.training.rundir import read_config
 
     change: list[str] = []
@@ -104,7 +103,8 @@ def _train(arguments: argparse.Namespace) -> None:
         for name in ("config", "recipe", "seeds", "out"):
             if getattr(arguments, name) is not None:
                 raise InputError(f"--{name} does not go with --resume RUN, which is a run's folder")
-        config, change = _changed(read_config(arguments.resume), arguments)
+        begun = first_does(lambda: read_config(arguments.resume).to_dict())
+        config, change = _changed(TrainConfig.from_dict(begun), arguments)
         out = arguments.resume
     else:
         config, out = _config(arguments), arguments.out
@@ -112,19 +112,23 @@ def _train(arguments: argparse.Namespace) -> None:
         if arguments.seed is not None:
             raise InputError("--seed is for one run, --seeds for several; leave one out")
         runs = train_seeds(config, arguments.seeds, out=out, data_dir=arguments.data_dir)
-        if not is_first():
-            return
-        for run in runs:
-            evaluate_run(run.dir)
-        print(compare_runs([run.dir for run in runs]))
-        print(f"\nwritten to {' '.join(str(run.dir) for run in runs)}")
-        return
-    run = train(config, out=out, data_dir=arguments.data_dir, change=change)
-    if not is_first():
-        return
-    print(evaluate_run(run.dir))
-    peak = run.summary.get("peak_memory_bytes")
-    print(f"\nwritten to {run.dir}" + (f"; peak memory {peak / 1e9:.2f} GB" if peak else ""))
+    else:
+        runs = [train(config, out=out, data_dir=arguments.data_dir, change=change)]
+    first_does(lambda: _report([run.dir for run in runs]))
+
+
+def _report(run_dirs: list[Path]) -> None:
+    """Evaluate finished runs, compare them if there are several, and print that."""
+    from flaxmed.evaluation import compare_runs, evaluate_run
+
+    reports = [evaluate_run(run_dir) for run_dir in run_dirs]
+    print(compare_runs(run_dirs) if len(run_dirs) > 1 else reports[0])
+    facts = read_json(run_dirs[-1] / "run.json", wanted="a finished run")
+    peak = facts.get("peak_memory_bytes")
+    print(
+        f"\nwritten to {' '.join(map(str, run_dirs))}"
+        + (f"; peak memory {peak / 1e9:.2f} GB" if peak else "")
+    )
 
 
 _SETTINGS = (

@@ -166,6 +166,45 @@ def archives(good: dict[str, np.ndarray], key: str) -> list[Case]:
             with_member(npy_with(b"{'descr':'|u1','fortran_order':False,'shape':(2**50,2**50)}")),
             "damaged or unreadable",
         ),
+        Case(
+            "a header of gigabytes",
+            with_member(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + bytes(2**21)),
+            "damaged or unreadable",
+        ),
+        Case(
+            "a header deeper than a parser",
+            with_member(npy_with(b"{'descr':" + b"-" * 9000 + b"1,'shape':(2,)}")),
+            "damaged or unreadable",
+        ),
+        Case(
+            "values that are arrays",
+            with_member(
+                npy_with(b"{'descr':('<f4',(2,)),'fortran_order':False,'shape':(1,)}", bytes(8))
+            ),
+            "expected an array of numbers or text",
+        ),
+        Case(
+            "values without size",
+            with_member(npy_with(b"{'descr':'|S0','fortran_order':False,'shape':(2**39,)}", b"")),
+            "damaged or unreadable",
+        ),
+        Case(
+            "text without size",
+            with_member(
+                npy_with(b"{'descr':'|S0','fortran_order':False,'shape':(549755813888,)}", b"")
+            ),
+            "expected an array of numbers or text",
+        ),
+        Case(
+            "nothing, twice too large",
+            with_member(
+                npy_with(
+                    b"{'descr':'|u1','fortran_order':False,'shape':(0,549755813888,549755813888)}",
+                    b"",
+                )
+            ),
+            "",
+        ),
         Case("a petabyte", with_member(npy(np.arange(9), shape=(2**39, 256))), "but it has"),
         Case(
             "seventy dimensions",
@@ -541,6 +580,16 @@ def json_files(*, settings: bool) -> list[Case]:
     cases += [
         Case(
             "a rate of NaN", b'{"optimizer": {"learning_rate": NaN}}', "learning_rate: expected a"
+        ),
+        Case(
+            "epochs beyond all numbers",
+            b'{"epochs": ' + b"9" * 400 + b"}",
+            "setting epochs: expected a whole number",
+        ),
+        Case(
+            "a rate beyond all numbers",
+            b'{"optimizer": {"learning_rate": ' + b"9" * 400 + b"}}",
+            "learning_rate: expected a number",
         ),
         Case(
             "a rate without end", b'{"optimizer": {"learning_rate": 1e999}}', "learning_rate: exp"

@@ -73,6 +73,7 @@ def test_version_and_help(capsys):
         (["train", "--distributed", "host"], "expected nothing, or HOST:PORT COUNT INDEX"),
         (["train", "--distributed", "h:1", "2", "x"], "got h:1 2 x"),
         (["train", "--distributed", "h:1", "2", "2"], "process 2 is not one of 2"),
+        (["train", "--distributed", "h", "2", "0"], "the address of a job is HOST:PORT, got 'h'"),
         (
             ["train", "--seed", "0", "--seeds", "1", "2"],
             "--seed is for one run, --seeds for several",

@@ -38,6 +38,11 @@ ROWS = [
     Case("no epoch", b'{"step": 4}\n', "line 1: expected an object with the number 'epoch'"),
     Case("an epoch of text", b'{"epoch": "1"}\n', "line 1: expected an object with the number"),
     Case("half an epoch", b'{"epoch": 0.5}\n', "line 1: expected an object with the number"),
+    Case(
+        "a loss beyond all numbers",
+        b'{"epoch": 0, "val_loss": ' + b"9" * 400 + b"}\n",
+        "line 1: val_loss: expected a",
+    ),
     Case("no epoch in the second", b'{"epoch": 0}\n{"e": 1}\n', "line 2: expected an object"),
     Case("no UTF-8", b'{"epoch": 0, "a": "\xff"}\n', "not readable as JSON"),
     Case("a deep line", b"[" * 200_000 + b"\n", "line 1: not readable as JSON"),
@@ -244,6 +249,11 @@ SEALS = [
     Case(
         "a file above the folder",
         sealed(lambda f: {**f, "../../../nothing": {"bytes": 0, "sha256": ""}}),
+        "manifest.json: cannot be read",
+    ),
+    Case(
+        "a name that no file has",
+        sealed(lambda f: {**f, "a\0b": {"bytes": 0, "sha256": ""}}),
         "manifest.json: cannot be read",
     ),
     Case("a file gone", lambda c: a_file(c).unlink(), "is missing"),

@@ -359,6 +359,30 @@ def test_a_named_setting_changes_from_where_the_run_is(data, tmp_path):
     said = json.loads((tmp_path / "run" / "config.json").read_text())
     assert [entry["epochs_done"] for entry in said["changed"]] == [3, 4]
     assert said["changed"][1]["settings"]["optimizer.learning_rate"] == "0.001, now 1e-05"
+    with pytest.raises(InputError, match="5 epochs are done; expected as many or more"):
+        flaxmed.train(config(epochs=4), data, out=tmp_path / "run", change=["epochs", "optimizer"])
+    # what decides no result needs no name, and is kept for the next time
+    fit(data, tmp_path / "run", epochs=5, optimizer=slower, fetch="streamed")
+    said = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (said["fetch"], len(said["changed"])) == ("streamed", 2)
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_signal_in_the_last_validation_is_not_lost(data, tmp_path, monkeypatch):
+    """The run comes to its end; what was to follow does not begin."""
+    real = group_module.validate
+
+    def validate(*args):
+        if args[-1] == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(group_module, "validate", validate)
+    with pytest.raises(Interrupted, match="SIGTERM: the run had come to its end; ") as caught:
+        flaxmed.training.train_seeds(config(), [0, 1], data, out=tmp_path, progress=False)
+    assert caught.value.signal == signal.SIGTERM
+    assert (tmp_path / "resnet18-seed0" / "run.json").exists()
+    assert not (tmp_path / "resnet18-seed1").exists()
 
 
 def test_what_makes_another_run_does_not_change_though_named(data, tmp_path):

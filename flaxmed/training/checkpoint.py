@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from flaxmed.training import manifest
 from flaxmed.types import InputError, RunError
 
+_METADATA = 2**20  # bytes, amply, of what orbax writes about some hundred arrays
 _ITEM = "default"  # orbax's name for the one thing that a checkpoint of ours holds
 
 
@@ -74,7 +75,8 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        _check_space(self.folder, state)
+        with _disk_errors(self.folder):
+            _check_space(self.folder, state)
         # Copies on the host: the arrays may be given away to the next step, and orbax takes none
         # that several processes share from one of them.
         own = {name: np.array(array) for name, array in flatten(state).items()}
@@ -162,7 +164,7 @@ def _alone() -> dict[str, Any]:
 
 def _check_space(folder: Path, state: Any) -> None:
     """Raises RunError where the disk has no room for ``state``; orbax would write what fits."""
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    needed = _METADATA + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(

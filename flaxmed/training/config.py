@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flaxmed.types import InputError, Preprocessing
+from flaxmed.types import InputError, Preprocessing, is_number
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "step"]
@@ -66,10 +66,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return None
         if option is bool and isinstance(value, bool):
             return value
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
+        if option is int and isinstance(value, int) and is_number(value):
             return value
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        if option is float and (is_number(value) or isinstance(value, float)):
+            return float(value)  # which is finite, what takes it looks at
         if option is str and isinstance(value, str):
             return value
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):

@@ -23,7 +23,7 @@ from flaxmed.data.splits import describe
 from flaxmed.inference import standardise
 from flaxmed.models import native
 from flaxmed.training import rundir
-from flaxmed.training.batches import describe_fetch, open_calls
+from flaxmed.training.batches import describe_fetch, fetch_kind, open_calls, steps_per_call
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.group import Group, class_weights, prepare
 from flaxmed.training.processes import check_alike, first_does, known_to_all
@@ -53,7 +53,8 @@ def train(
     the bit on the same machine; one that is finished is read back.
 
     Where several processes train together (``flaxmed.training.join``), all of them call this with
-    the same arguments; process 0 alone reads and writes ``out``.
+    the same arguments. Process 0 alone reads and writes ``out``, but for a run that is finished,
+    which all read.
 
     Args:
         config: every setting.
@@ -121,6 +122,8 @@ def train_group(
     """
     check_alike("settings", [config.to_dict() for config in configs.values()])
     check_alike("data", rundir.jsonable(describe(dataset)))
+    first, images = next(iter(configs.values())), dataset.train
+    check_alike("memory", [fetch_kind(first, images), steps_per_call(first, images)])
     with contextlib.ExitStack() as locks:
 
         def claim() -> bool:
@@ -140,9 +143,13 @@ def train_group(
         for line in opening_lines(group):
             bar.say(line)
         with group.saving():
-            take_steps(group, bar, how_to_resume)
+            asked = take_steps(group, bar, how_to_resume)
             bar.close()
-            return group.finish()
+            runs = group.finish()
+        if asked:
+            line = f"{signal.Signals(asked).name}: the run had come to its end; {how_to_resume}"
+            raise known_to_all(Interrupted(line, asked))
+        return runs
 
 
 def opening_lines(group: Group) -> list[str]:
@@ -159,8 +166,12 @@ def opening_lines(group: Group) -> list[str]:
     return lines
 
 
-def take_steps(group: Group, bar: Progress, how_to_resume: str) -> None:
-    """The steps, from where the runs stopped; at the end of each epoch a score and a checkpoint."""
+def take_steps(group: Group, bar: Progress, how_to_resume: str) -> int:
+    """The steps, from where the runs stopped; at the end of each epoch a score and a checkpoint.
+
+    Returns:
+        The signal that came too late to stop them, or 0.
+    """
     config, state, done = group.config, group.state, group.done
     last_step, per_epoch = config.epochs * group.steps_per_epoch, group.steps_per_epoch
     images, mesh = group.dataset.train, group.step_mesh
@@ -178,7 +189,6 @@ def take_steps(group: Group, bar: Progress, how_to_resume: str) -> None:
             if len(in_flight) > waiting and not np.isfinite(in_flight.popleft()).all():
                 check_finite(state, group.names)
             if bar.due():
-                check_finite(state, group.names)
                 bar.loss(mean_loss(state))
 
             if done % per_epoch == 0:
@@ -194,6 +204,7 @@ def take_steps(group: Group, bar: Progress, how_to_resume: str) -> None:
                 name = signal.Signals(asked).name
                 line = f"{name} at step {done}: state saved; {how_to_resume}"
                 raise known_to_all(Interrupted(line, asked))
+        return stop.last_asked()
 
 
 def mean_loss(state: TrainState) -> float:
@@ -259,6 +270,8 @@ def how_to_resume(run_dir: Path, data_dir: str | os.PathLike[str] | None, *, own
     """What to do after an interruption: a command to paste, or for ``data=...`` the same call."""
     if own_data:
         return f"go on with the same call, out={str(run_dir)!r}"
+    if jax.process_count() > 1:
+        return "go on with the same command in every process"
     words = ["flaxmed", "train", "--resume", str(run_dir)]
     words += [] if data_dir is None else ["--data-dir", str(data_dir)]
     return f"go on with: {shlex.join(words)}"

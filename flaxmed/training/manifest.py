@@ -67,6 +67,8 @@ def damage(folder: Path) -> str | None:
             return f"{path}: is missing"
         except OSError as error:
             return f"{path}: cannot be read: {error.strerror}"
+        except ValueError:  # no name of a file
+            return f"{folder / NAME}: cannot be read"
     return None
 
 

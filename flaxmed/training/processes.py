@@ -28,7 +28,7 @@ E = TypeVar("E", bound=BaseException)
 
 # A process that has not been heard of for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 20
-_GRACE_SECONDS = 2  # process 0's end takes the others along: what they have to say comes first
+_GRACE_SECONDS = 2  # the end of one takes the others along: what they have to say comes first
 _ERRORS = {"InputError": InputError, "RunError": RunError}
 _KNOWN_TO_ALL: list[BaseException] = []
 
@@ -68,11 +68,16 @@ def join(
     if index is not None and count is not None and not 0 <= index < count:
         raise InputError(f"process {index} is not one of {count}; they count from 0")
     if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(f"the address of a job is HOST:PORT, got {address!r}")
         print(
             f"process {index} of {count} waits for the others at {address}, {patience} s at most",
             file=sys.stderr,
             flush=True,
         )
+    # it would take SIGTERM for itself, and do nothing
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address,
@@ -80,7 +85,6 @@ def join(
             index,
             initialization_timeout=patience,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError as error:
         raise InputError(
@@ -99,7 +103,7 @@ def known_to_all(error: E) -> E:
 
 
 def leave(code: int, error: BaseException) -> None:
-    """End this process of a job at once with an exit code, so that none waits for it in vain.
+    """End this process of a job with an exit code, so that none waits for it in vain.
 
     JAX would wait at exit until all have come to their end. So it shall where the error is one that
     all raise, or where there is no job: then this returns.
@@ -108,8 +112,7 @@ def leave(code: int, error: BaseException) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_first():
-        time.sleep(_GRACE_SECONDS)
+    time.sleep(_GRACE_SECONDS)
     os._exit(code)
 
 
@@ -133,6 +136,9 @@ def first_does(action: Callable[[], T]) -> T:
             said = {"value": action()}
         except (InputError, RunError) as error:
             said = {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            message = f"{error.filename or 'system'}: {error.strerror or error}"
+            said = {"error": "RunError", "message": message}
     said = json.loads(_broadcast(json.dumps(said).encode()))
     if "error" in said:
         raise known_to_all(_ERRORS[said["error"]](said["message"]))

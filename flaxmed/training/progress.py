@@ -52,6 +52,12 @@ class StopRequest:
         self._votes.append(largest(self.signal or 0, mesh))
         return int(self._votes.popleft()) if len(self._votes) > _VOTES_AHEAD else 0
 
+    def last_asked(self) -> int:
+        """As ``asked``, once no step is to come."""
+        return (
+            max(map(int, self._votes), default=0) if jax.process_count() > 1 else self.signal or 0
+        )
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Take the two signals over for the time of the ``with`` block (main thread only)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxmed.training.config import TrainConfig
-from flaxmed.types import InputError, RunError, read_json, read_json_lines
+from flaxmed.types import InputError, RunError, is_number, read_json, read_json_lines
 
 # how images are fetched, how many are evaluated at once and what is computed twice to save memory
 # decide the speed, not the result
@@ -116,9 +116,10 @@ def locked(run_dir: Path) -> Iterator[None]:
                 file.seek(0)
                 owner = file.read(200).strip() or "unknown"
                 raise InputError(f"{run_dir}: another process trains there ({owner})") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk it has no name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
         yield
 
 
@@ -131,8 +132,8 @@ def claim(
         InputError: the folder cannot be written, is not empty and no run, or holds another run.
     """
     if begun(run_dir, config, dataset, change):
-        if changes := differences(read_config(run_dir), config):
-            _note_changes(run_dir, config, changes)
+        if (old := read_config(run_dir)) != config:
+            _note_changes(run_dir, config, differences(old, config))
         return True
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -144,13 +145,17 @@ def claim(
 
 
 def _note_changes(run_dir: Path, config: TrainConfig, changes: dict[str, str]) -> None:
-    """The run is no longer finished, and its ``config.json`` says what changed and when."""
+    """``config.json`` gets the new settings; of those that matter it says what changed and when,
+    and the run is no longer finished."""
     old = read_json(run_dir / "config.json", wanted=A_RUN)
-    rows = read_rows(run_dir / "metrics.jsonl")
-    entry = {"epochs_done": len(rows), "settings": changes}
-    (run_dir / "run.json").unlink(missing_ok=True)
-    values = {**config.to_dict(), "versions": versions()}
-    write_json(run_dir / "config.json", {**values, "changed": [*old.get("changed", []), entry]})
+    values = {**config.to_dict(), "versions": versions(), "changed": old.get("changed", [])}
+    if changes:
+        done = len(read_rows(run_dir / "metrics.jsonl"))
+        if config.epochs < done:
+            raise InputError(f"{run_dir}: {done} epochs are done; expected as many or more")
+        values["changed"] = [*values["changed"], {"epochs_done": done, "settings": changes}]
+        (run_dir / "run.json").unlink(missing_ok=True)
+    write_json(run_dir / "config.json", values)
 
 
 def begun(
@@ -264,7 +269,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             value = row.get(name, ...)
             if value is None and name == "val_auc":  # undefined where one class is absent
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            if not is_number(value):
                 raise InputError(f"{place}: expected an object with the number {name!r}")
         rows.append(row)
     return rows

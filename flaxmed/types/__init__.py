@@ -5,7 +5,7 @@ from flaxmed.types.data import Dataset, DatasetInfo, Preprocessing, Split, Task
 from flaxmed.types.errors import InputError, RunError
 from flaxmed.types.json_files import read_json, read_json_lines
 from flaxmed.types.predictions import Predictions, sigmoid, softmax
-from flaxmed.types.schema import check_shape
+from flaxmed.types.schema import check_shape, is_number
 
 __all__ = [
     "Archive",
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "Task",
     "check_shape",
+    "is_number",
     "read_json",
     "read_json_lines",
     "sigmoid",

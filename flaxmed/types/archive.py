@@ -21,11 +21,13 @@ from flaxmed.types.errors import InputError, RunError
 
 MOST_BYTES = 8 * 2**30  # of an array that is read into memory
 _MOST_FOLD = 1032  # what deflate can make of one byte; a member that declares more of it lies
+_MOST_HEADER = 2**16
 _CHUNK = 2**20
 # what zipfile, zlib and numpy raise at files that they cannot make sense of
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
     *(EOFError, OSError, RuntimeError, ValueError, TypeError, SyntaxError, OverflowError),
+    MemoryError,  # of the parser that reads a header
 )
 
 
@@ -37,6 +39,7 @@ class Member:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
+    offset: int  # of the data, in bytes
 
 
 class Archive:
@@ -99,18 +102,18 @@ class Archive:
                 f"{self.path}: {name}: declares {member.info.file_size} bytes; expected at most "
                 f"{MOST_BYTES} for what is read into memory"
             )
-        flat = np.empty(math.prod(member.shape), member.dtype)
         with self.opened(name) as file:
-            self._read_header(name, member.info, file)
+            flat = np.empty(math.prod(member.shape), member.dtype)
+            file.read(member.offset)
             left = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
             while len(left):
                 count = file.readinto(left[:_CHUNK])
                 if not count:
                     raise InputError(f"{self.path}: {name}: the data end too early")
                 left = left[count:]
-        if member.fortran:
-            return np.ascontiguousarray(flat.reshape(member.shape[::-1]).T)
-        return flat.reshape(member.shape)
+            if member.fortran:
+                return np.ascontiguousarray(flat.reshape(member.shape[::-1]).T)
+            return flat.reshape(member.shape)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[io.BufferedIOBase]:
@@ -140,28 +143,34 @@ class Archive:
             )
 
     def _read_header(self, name: str, info: zipfile.ZipInfo, file: io.BufferedIOBase) -> Member:
-        version = np.lib.format.read_magic(file)
+        # no more than a header can be: its own length may say anything
+        start = io.BytesIO(file.read(_MOST_HEADER))
+        version = np.lib.format.read_magic(start)
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         if version not in readers:
             raise InputError(f"{self.path}: {name}: .npy version {version} is not supported")
-        shape, fortran, dtype = readers[version](file)
+        shape, fortran, dtype = readers[version](start)
         if dtype.hasobject:
             raise InputError(
                 f"{self.path}: {name}: holds Python objects, which are never unpickled; expected "
                 "an array of numbers or text"
+            )
+        if dtype.subdtype is not None or dtype.itemsize == 0:
+            raise InputError(
+                f"{self.path}: {name}: values of type {dtype}; expected an array of numbers or text"
             )
         if len(shape) > 32 or not all(0 <= extent < 2**40 for extent in shape):
             raise InputError(
                 f"{self.path}: {name}: its header declares the shape {shape}; expected up to 32 "
                 "extents from 0"
             )
-        size = file.tell() + dtype.itemsize * math.prod(shape)
+        size = start.tell() + dtype.itemsize * math.prod(shape)
         if size != info.file_size:
             raise InputError(
                 f"{self.path}: {name}: its header declares {size} bytes (shape {shape}, {dtype}) "
                 f"but it has {info.file_size}"
             )
-        return Member(info, shape, dtype, fortran)
+        return Member(info, shape, dtype, fortran, start.tell())

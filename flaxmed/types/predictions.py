@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from flaxmed.types.archive import Archive
 from flaxmed.types.data import Task
-from flaxmed.types.errors import InputError
+from flaxmed.types.errors import InputError, RunError
 
 # what a file of predictions holds, those after the first three if they are known
 _ARRAYS = ("labels", "logits", "task", "ids", "groups", "positive", "classes", "image_sha256")
@@ -170,7 +170,11 @@ class Predictions:
         return cls(labels=labels, logits=logits, task=Task(str(task)), **rest)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (.npz, no pickles), whole or not at all."""
+        """Write to ``path`` (.npz, no pickles), whole or not at all.
+
+        Raises:
+            RunError: the disk is full or not writable.
+        """
         path = Path(path)
         arrays = {
             "labels": self.labels,
@@ -190,6 +194,8 @@ class Predictions:
             with open(temporary, "wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             os.replace(temporary, path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
         finally:
             temporary.unlink(missing_ok=True)
 

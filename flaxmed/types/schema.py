@@ -53,8 +53,19 @@ def _is_a(value: Any, shape: Any) -> bool:
         return shape is object or value is None
     if not isinstance(shape, type) or (isinstance(value, bool) and shape is not bool):
         return False
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return isinstance(value, shape) and finite
+    return isinstance(value, shape) and is_number(value, orelse=True)
+
+
+def is_number(value: Any, *, orelse: bool = False) -> bool:
+    """Whether a value from JSON is a number that arithmetic can take; ``orelse`` of other types.
+
+    Example:
+        >>> is_number(2.5), is_number(10**400), is_number(float("nan")), is_number(True)
+        (True, False, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return orelse
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
 
 
 def _name(shape: Any) -> str:
