@@ -6,7 +6,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from readers import READERS
 
@@ -86,6 +86,7 @@ def with_names(cls_values):
 
 
 @QUIETLY
+@example({"\n": None})
 @given(with_names(TrainConfig().to_dict()) | st.dictionaries(st.text(max_size=8), JSON))
 def test_any_settings_are_taken_or_refused(values):
     if refusal(TrainConfig.from_dict, values) is None:

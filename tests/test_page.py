@@ -547,8 +547,8 @@ def test_thumbnails_are_reduced_by_area_and_never_enlarged(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (None, "not a readable file of thumbnails"),
-        ({"ids": np.array(["a"])}, "not a readable file of thumbnails"),
+        (None, "not an .npz archive, or a truncated one"),
+        ({"ids": np.array(["a"])}, "lacks the array 'images'; expected ids and images"),
         (
             {"ids": np.array(["a"]), "images": np.zeros((1, 2, 2), np.uint8)},
             r"expected images uint8 \[m, h, w, c\]",
@@ -561,7 +561,7 @@ def test_thumbnails_are_reduced_by_area_and_never_enlarged(tmp_path):
 )
 def test_spoilt_thumbnails_are_named(tmp_path, arrays, message):
     path = tmp_path / "thumbnails.npz"
-    with pytest.raises(InputError, match="no such file of thumbnails"):
+    with pytest.raises(InputError, match=r"no such file; expected an \.npz archive"):
         read_thumbnails(path)
     if arrays is None:
         path.write_bytes(b"PK")
@@ -612,7 +612,7 @@ def test_a_run_is_reported_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"no\.csv"):
         evaluate_run(run, subgroups=tmp_path / "no.csv")
     (run / "thumbnails.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"thumbnails\.npz: not a readable"):
+    with pytest.raises(InputError, match=r"thumbnails\.npz: not an \.npz archive"):
         evaluate_run(run)
     assert contents(run).keys() == before.keys()
     np.savez(run / "thumbnails.npz", ids=np.array(["other"]), images=np.zeros((1, 2, 2, 1), "u1"))

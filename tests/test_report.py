@@ -622,14 +622,14 @@ def spoil(path, how):
     ("how", "message"),
     [
         ("not there", "elsewhere: no such run directory"),
-        ("no config", r"config\.json: no such file; not a run directory"),
+        ("no config", r"config\.json: no such file; expected the settings of a run"),
         ("no model", r"config\.json: lacks the key 'model'"),
         ("no json", r"dataset\.json: not readable as JSON"),
         ("a list", r"run\.json: expected a JSON object"),
         ("unfinished", r"run: no predictions/test\.npz; expected a finished run"),
-        ("truncated", r"test\.npz: not a readable predictions file"),
+        ("truncated", r"test\.npz: not an \.npz archive, or a truncated one"),
         ("other task", r"test\.npz: labels must have shape"),
-        ("log", r"metrics\.jsonl, line 2: expected a JSON object with the key 'epoch'"),
+        ("log", r"metrics\.jsonl, line 2: not readable as JSON"),
     ],
 )
 def test_a_spoilt_run_is_named_in_one_line(tmp_path, how, message):

@@ -38,7 +38,8 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], path: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {path}{near[0]}?" if near else f"expected {', '.join(known)}"
-            raise InputError(f"unknown setting {path}{key}; {hint}")
+            shown = f"{path}{key}" if str(key).isprintable() else repr(f"{path}{key}")
+            raise InputError(f"unknown setting {shown}; {hint}")
 
 
 def _from_dict(cls: type, values: Any, path: str) -> Any:

@@ -35,7 +35,8 @@ def check_shape(value: Any, shape: Any, place: str) -> None:
         for key, inner in value.items():
             if key in shape or ... in shape:
                 between = "." if ": " in place else ": " if place else ""
-                check_shape(inner, shape.get(key, shape.get(...)), f"{place}{between}{key}")
+                shown = key if str(key).isprintable() else repr(key)
+                check_shape(inner, shape.get(key, shape.get(...)), f"{place}{between}{shown}")
     elif not _is_a(value, shape):
         raise InputError(f"{place}: expected {_name(shape)}, got {value!r:.60}")
 
