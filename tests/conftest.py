@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+collect_ignore = ["fuzz_readers.py"]  # a program, of a package that tests do not need
+
 REAL_FILES = (
     "breastmnist.npz",
     "breastmnist_64.npz",

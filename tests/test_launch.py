@@ -43,7 +43,8 @@ def test_scripts_are_sound(path):
 
 def test_the_job_set_is_one_that_kubernetes_takes():
     """Its job against Kubernetes' own schema; and every process is told of the same job."""
-    checker("kubernetes-validate", "kubernetes-validate")
+    if os.environ.get("FLAXMED_REQUIRE_ORACLES") != "1":
+        pytest.importorskip("kubernetes_validate")
     import kubernetes_validate
     import yaml
 
