@@ -3,12 +3,11 @@
     python tests/fuzz_readers.py predictions -max_total_time=60
 
 The first word is a name of ``readers.READERS``; what follows is libFuzzer's. It stops at the first
-file that is neither read nor refused with one line, and leaves it as ``crash-...``.
+file that is neither read nor refused with one line, and leaves it as ``crash-...``, beside a folder
+of what it tried.
 """
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -22,10 +21,9 @@ with atheris.instrument_imports(include=["flaxmed", "json", "csv", "zipfile", "n
 def main() -> None:
     """Fuzz one reader."""
     reader = READERS[sys.argv[1]]
-    # in memory, where there is such a folder: every input is written to a file
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    folder = Path(f"fuzzing-{reader.file}")
     path, corpus = folder / reader.file, folder / "corpus"
-    corpus.mkdir()
+    corpus.mkdir(parents=True, exist_ok=True)
     for i, content in enumerate(reader.good):
         (corpus / str(i)).write_bytes(content)
 

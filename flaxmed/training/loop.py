@@ -121,7 +121,8 @@ def train_group(
         change: settings that may have changed since.
     """
     check_alike("settings", [config.to_dict() for config in configs.values()])
-    check_alike("data", rundir.jsonable(describe(dataset)))
+    described = rundir.jsonable(describe(dataset))  # once: it reads every image
+    check_alike("data", described)
     first, images = next(iter(configs.values())), dataset.train
     check_alike("memory", [fetch_kind(first, images), steps_per_call(first, images)])
     with contextlib.ExitStack() as locks:
@@ -129,10 +130,7 @@ def train_group(
         def claim() -> bool:
             for place in configs:
                 locks.enter_context(rundir.locked(place))
-            begun = [
-                rundir.claim(place, own, describe(dataset), change)
-                for place, own in configs.items()
-            ]
+            begun = [rundir.claim(place, own, described, change) for place, own in configs.items()]
             return all(begun) and all((place / "run.json").exists() for place in configs)
 
         if first_does(claim):
