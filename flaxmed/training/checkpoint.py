@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +62,7 @@ class Checkpoints:
             enable_async_checkpointing=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone()),
         )
+        _say_errors_once()
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -171,6 +175,25 @@ def _check_space(folder: Path, state: Any) -> None:
             f"{folder}: cannot save the checkpoint: it takes {needed / 1e6:.1f} MB, "
             f"{free / 1e6:.1f} MB are free"
         )
+
+
+@functools.cache
+def _say_errors_once() -> None:
+    """Keep quiet what is printed, piece by piece, of an error that orbax raises as well.
+
+    When a write fails, its thread logs it, and tensorstore prints a traceback for each other
+    write, which finds nobody waiting any more.
+    """
+    print_unraisable = sys.unraisablehook
+
+    def print_unless_abandoned(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = print_unless_abandoned
+    logging.getLogger("absl").addFilter(
+        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+    )
 
 
 @contextlib.contextmanager
