@@ -5,8 +5,8 @@
 A worker process trains ResNet-18 on a small phantom, six epochs with a checkpoint each. It is
 killed (SIGKILL) after a random time or, every other time, while a checkpoint is being written;
 started again, and killed again, until it ends; then another run begins. Every run must end with the
-same bits: the last state (parameters, optimiser, statistics, step), the best epoch's network,
-``metrics.jsonl`` and the predictions.
+same bits: the last state (parameters, optimiser, statistics, moving averages, step), the best
+epoch's network, ``metrics.jsonl`` and the predictions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _PATIENCE = 300.0  # seconds for a worker that nobody kills
 
 def work(out: Path) -> None:
     """What is killed: a training run that takes a few seconds."""
-    config = flaxmed.TrainConfig(stem="imagenet", epochs=6, batch_size=16, eval_batch_size=32)
+    config = flaxmed.TrainConfig(
+        stem="imagenet", epochs=6, batch_size=16, eval_batch_size=32, ema_decay=0.9
+    )
     flaxmed.train(
         config, load_phantom(size=32, n_train=70, n_val=32, n_test=32), out=out, progress=False
     )

@@ -64,6 +64,9 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="a run for each")
     command.add_argument("--dtype", help="float32, bfloat16 or float64")
     command.add_argument("--early-stopping", type=int, metavar="EPOCHS")
+    command.add_argument(
+        "--ema-decay", type=float, metavar="DECAY", help="evaluate and keep averaged weights"
+    )
     command.add_argument("--fetch", help="resident, streamed or auto")
     command.add_argument("--steps-per-call", type=int, metavar="STEPS", help="of resident training")
     command.add_argument("--accumulate", type=int, metavar="PARTS", help="micro-batches per update")
@@ -141,6 +144,7 @@ _SETTINGS = (
     "seed",
     "dtype",
     "early_stopping",
+    "ema_decay",
     "fetch",
     "steps_per_call",
     "accumulate",

@@ -508,6 +508,21 @@ def json_files(*, settings: bool) -> list[Case]:
         ("more parts than images", {"accumulate": 999}, "setting accumulate: expected a number at"),
         ("calls of no step", {"steps_per_call": 0}, "setting steps_per_call: expected a number at"),
         ("early stopping at 0", {"early_stopping": 0}, "setting early_stopping: expected a number"),
+        (
+            "averages that stay",
+            {"ema_decay": 1.0},
+            "setting ema_decay: expected a number above 0 and",
+        ),
+        (
+            "averages of nothing",
+            {"ema_decay": 0},
+            "setting ema_decay: expected a number above 0 and",
+        ),
+        (
+            "averages by a word",
+            {"ema_decay": "slow"},
+            "setting ema_decay: expected a number or null",
+        ),
         ("momentum of one", {"batch_norm_momentum": 1.0}, "batch_norm_momentum: expected a number"),
         (
             "weights by a word",

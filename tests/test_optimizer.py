@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,6 +11,7 @@ from oracles.compare import require
 
 from flaxmed.training import OptimizerConfig, TrainConfig
 from flaxmed.training.optimizer import make_optimizer
+from flaxmed.training.step import average
 
 EPOCHS, STEPS_PER_EPOCH = 20, 3
 SHAPES = {"kernel": (5, 4), "bias": (4,)}
@@ -109,3 +111,38 @@ def test_every_step_is_torchs(torch, case):
             for name in SHAPES:
                 moved = np.linalg.norm(b[name] - start[name])
                 assert np.linalg.norm(a[name] - b[name]) <= 1e-6 * moved, (step, name)
+
+
+def test_the_moving_average_is_torchs_once_warm(torch):
+    """torch's keeps the first values whole and has no warm-up: it is compared late in training."""
+    rng, decay, late = np.random.default_rng(0), 0.97, 10**6
+    values = [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(9)]
+    network = torch.nn.ParameterDict(
+        {name: torch.nn.Parameter(torch.tensor(value)) for name, value in values[0].items()}
+    )
+    theirs = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    )
+    with jax.enable_x64(True):
+        mean = jax.tree.map(jnp.asarray, values[0])
+        theirs.update_parameters(network)
+        for i, value in enumerate(values[1:]):
+            for name, array in value.items():
+                network[name].data = torch.tensor(array)
+            theirs.update_parameters(network)
+            mean = average(mean, jax.tree.map(jnp.asarray, value), jnp.int32(late + i), decay)
+        for name, array in mean.items():
+            expected = theirs.module[name].detach().numpy()
+            np.testing.assert_allclose(array, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_moving_average_forgets_where_training_began():
+    """The weights of all values by hand: with warm-up the first of 30 counts next to nothing."""
+    mean, weight = jnp.float32(0), np.zeros(31)
+    weight[0] = 1.0
+    for step in range(30):
+        keep = min(0.999, (1 + step) / (10 + step))
+        weight, mean = weight * keep, average(mean, jnp.float32(step + 1), jnp.int32(step), 0.999)
+        weight[step + 1] = 1 - keep
+    np.testing.assert_allclose(mean, weight @ np.arange(31), rtol=1e-5)
+    assert weight[0] < 1e-8 < 0.999**30

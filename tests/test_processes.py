@@ -24,7 +24,8 @@ import flaxmed
 pytestmark = pytest.mark.xdist_group("processes")
 
 WORKER = Path(__file__).with_name("job_worker.py")
-SETTINGS = {"batch_size": 6, "eval_batch_size": 10, "dtype": "float64"}  # neither divides by 4 or 8
+# neither batch divides by 4 or 8
+SETTINGS = {"batch_size": 6, "eval_batch_size": 10, "dtype": "float64", "ema_decay": 0.9}
 TOLERANCE = 1e-9
 PATIENCE = 240
 DEAD_AFTER = 60  # seconds within which a job ends when one of its processes has died

@@ -261,13 +261,14 @@ def together(data, out, which=(3, 11), **changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, pytest.param({"steps_per_call": 3}, marks=pytest.mark.slow)],
-    ids=["one step", "three steps"],
+    [{"ema_decay": 0.9}, pytest.param({"steps_per_call": 3}, marks=pytest.mark.slow)],
+    ids=["one step, averaged", "three steps"],
 )
 def test_each_of_several_seeds_is_its_own_single_run(data, tmp_path, changes):
     with jax.enable_x64(True):
         runs = together(data, tmp_path / "all", dtype="float64", **changes)
-        alone = [fit(data, tmp_path / str(seed), seed=seed, dtype="float64") for seed in (3, 11)]
+        single = {**changes, "steps_per_call": None, "dtype": "float64"}
+        alone = [fit(data, tmp_path / str(seed), seed=seed, **single) for seed in (3, 11)]
     assert [run.dir.name for run in runs] == ["resnet18-seed3", "resnet18-seed11"]
     for one, other in zip(runs, alone, strict=True):
         assert one.config.seed == other.config.seed

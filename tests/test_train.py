@@ -18,6 +18,7 @@ from tiny_runs import assert_same_run, config, fit, weights
 
 import flaxmed
 from flaxmed.data.phantom import load_phantom
+from flaxmed.evaluation.metrics import score
 from flaxmed.evaluation.worst import read_thumbnails, worst_images
 from flaxmed.models.layers import BatchNorm
 from flaxmed.models.resnet import RESNET18
@@ -25,7 +26,11 @@ from flaxmed.training import Interrupted, OptimizerConfig, TrainConfig
 from flaxmed.training import group as group_module
 from flaxmed.training import loop as loop_module
 from flaxmed.training import run as run_module
+from flaxmed.training.checkpoint import restore
+from flaxmed.training.optimizer import make_optimizer
 from flaxmed.training.progress import Progress
+from flaxmed.training.record import last_folder
+from flaxmed.training.step import init_state
 from flaxmed.types import InputError, Preprocessing, RunError, Task
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -129,9 +134,15 @@ def test_streamed_and_resident_end_in_the_same_bits(data, tmp_path):
     assert_same_run(resident, streamed)
 
 
-@pytest.mark.parametrize(("at", "number"), [(8, signal.SIGINT), (54, signal.SIGTERM)])
-def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, at, number):
-    whole = fit(data, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("at", "number", "changes"),
+    [(8, signal.SIGINT, {}), (54, signal.SIGTERM, {"ema_decay": 0.9})],
+    ids=["first epoch", "last epoch, averaged"],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    data, tmp_path, monkeypatch, at, number, changes
+):
+    whole = fit(data, tmp_path / "whole", **changes)
     real = Progress.advance
 
     def advance(self, count):
@@ -141,12 +152,29 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(Progress, "advance", advance)
-        fit(data, tmp_path / "cut")
+        fit(data, tmp_path / "cut", **changes)
     assert f"same call, out='{tmp_path / 'cut'}'" in str(caught.value)
     assert caught.value.signal == number
     assert not (tmp_path / "cut" / "run.json").exists()
-    resumed = fit(data, tmp_path / "cut")
+    resumed = fit(data, tmp_path / "cut", **changes)
     assert_same_run(whole, resumed)
+
+
+def test_averaged_weights_are_evaluated_kept_and_predicted_with(data, tmp_path):
+    plain = fit(data, tmp_path / "plain")
+    run = fit(data, tmp_path / "averaged", ema_decay=0.9)
+    for one, other in zip(plain.history, run.history, strict=True):
+        assert one["train_loss"] == other["train_loss"]  # training itself is untouched
+        assert one["val_loss"] != other["val_loss"]
+    best = run.history[run.summary["best_epoch"]]
+    model = run_module.build_model(config(), data.info, (32, 32))
+    optimizer = make_optimizer(config().optimizer, epochs=3, steps_per_epoch=4)
+    state, averaged = init_state(model, optimizer), init_state(model, optimizer, averaged=True)
+    kept = restore(last_folder(run.dir), best["step"], averaged)
+    jax.tree.map(np.testing.assert_array_equal, weights(run), kept.ema)
+    moved = restore(last_folder(plain.dir), best["step"], state)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, moved.params)
+    assert score(run.predictions["val"])["loss"] == pytest.approx(best["val_loss"], rel=1e-6)
 
 
 def test_the_line_that_says_how_to_resume_can_be_pasted():

@@ -204,6 +204,9 @@ class TrainConfig:
         optimizer, augment, preprocessing: see there.
         batch_norm_momentum: what a step keeps of BatchNorm's running statistics; None: each
             network's own (0.9 for ResNet-18 and DenseNet-121, Keras' 0.99 for Xception).
+        ema_decay: keep an exponential moving average of parameters and running statistics, and
+            evaluate and keep that: after ``t`` steps the old average counts ``min(ema_decay,
+            (1 + t) / (10 + t))``. None: no average.
         class_weights: None; ``balanced`` (inversely to the training counts); or one per class.
         early_stopping: stop after this many epochs without a better validation AUC; None: never.
         recipe: the recipe these values came from, for the record.
@@ -239,6 +242,7 @@ class TrainConfig:
     # At Keras' 0.99 a variance that starts at 1 takes 700 steps to come down to 0.001: on a small
     # set Xception ends while it still evaluates with the running values it began with.
     batch_norm_momentum: float | None = 0.9
+    ema_decay: float | None = None
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     early_stopping: int | None = None
     recipe: str = "default"
@@ -264,6 +268,8 @@ class TrainConfig:
         _range("seed", self.seed, least=0, below=2**32)
         if self.batch_norm_momentum is not None:
             _range("batch_norm_momentum", self.batch_norm_momentum, least=0, below=1)
+        if self.ema_decay is not None:
+            _range("ema_decay", self.ema_decay, above=0, below=1)
         if self.early_stopping is not None:
             _range("early_stopping", self.early_stopping, least=1)
         if isinstance(self.class_weights, str):

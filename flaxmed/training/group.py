@@ -125,7 +125,7 @@ class Group:
             if record.stopped_early:
                 continue
             began = time.monotonic()
-            load_into(model, own)
+            load_into(model, own.weights)
             row = epoch_row(own, done, self.steps_per_epoch)
             row |= validate(model, record.config, self.dataset, self.mesh, done)
             own = dataclasses.replace(own, sums=jax.tree.map(jnp.zeros_like, own.sums))
@@ -214,10 +214,12 @@ def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
         class_weights=class_weights(config, dataset),
         dtype=dtype,
         accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
     )
+    averaged = config.ema_decay is not None
     records = [Record(own, place) for place, own in configs.items()]
     states = [
-        record.resume(init_state(model, optimizer, dtype=dtype))
+        record.resume(init_state(model, optimizer, dtype=dtype, averaged=averaged))
         for record, model in zip(records, models, strict=True)
     ]
     if len(seeds) == 1:

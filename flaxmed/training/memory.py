@@ -89,17 +89,19 @@ def kept_for_gradients(model: nnx.Module, batch: dict[str, Any]) -> int:
     return activation_bytes(loss, params, statistics, batch)
 
 
-def seed_bytes(model: Any, shape: tuple[int, int, int]) -> int:
+def seed_bytes(model: Any, shape: tuple[int, int, int], *, averaged: bool = False) -> int:
     """About what training one seed takes: activations with their gradients, parameters four times
     (with gradients and Adam's two moments).
 
     Args:
         model: a network, or its shapes.
         shape: images, height and width of a batch.
+        averaged: whether parameters are there once more, averaged.
     """
     images = jax.ShapeDtypeStruct((*shape, model.in_channels), jnp.uint8)
     batch = {"images": images, "mask": jax.ShapeDtypeStruct(shape[:1], bool)}
-    return 4 * tree_bytes(nnx.state(model, nnx.Param)) + 2 * kept_for_gradients(model, batch)
+    copies = 5 if averaged else 4
+    return copies * tree_bytes(nnx.state(model, nnx.Param)) + 2 * kept_for_gradients(model, batch)
 
 
 def device_peak() -> int | None:

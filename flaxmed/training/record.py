@@ -114,8 +114,7 @@ class Record:
             self.last.wait()  # a new best may remove the one that goes with an older state
             append_row(self.run_dir / "metrics.jsonl", row)
             if is_best:
-                weights = {"params": state.params, "batch_stats": state.batch_stats}
-                self.best.save(row["step"], weights)
+                self.best.save(row["step"], state.weights)
             self.last.save(row["step"], state)
 
         first_does(write)

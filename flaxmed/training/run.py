@@ -18,7 +18,6 @@ from flaxmed.training import manifest, rundir
 from flaxmed.training.checkpoint import restore, saved_steps
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.record import best_folder
-from flaxmed.training.step import TrainState
 from flaxmed.types import DatasetInfo, InputError, Predictions, check_shape, read_json
 
 
@@ -143,10 +142,8 @@ def init_weights(model: nnx.Module) -> dict[str, Any]:
     return {"params": params, "batch_stats": batch_stats}
 
 
-def load_into(model: nnx.Module, weights: TrainState | Mapping[str, Any]) -> None:
+def load_into(model: nnx.Module, weights: Mapping[str, Any]) -> None:
     """Put parameters and statistics into ``model``."""
-    if isinstance(weights, TrainState):
-        weights = {"params": weights.params, "batch_stats": weights.batch_stats}
     for kind, tree in ((nnx.Param, weights["params"]), (nnx.BatchStat, weights["batch_stats"])):
         state = nnx.state(model, kind)
         nnx.replace_by_pure_dict(state, tree)

@@ -127,7 +127,11 @@ def seeds_that_fit(config: TrainConfig, dataset: Dataset, seeds: int) -> tuple[i
         return seeds, None
     size = dataset.train.images.shape[1:3]
     model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
-    each = seed_bytes(model, (config.batch_size // config.accumulate, *size))
+    each = seed_bytes(
+        model,
+        (config.batch_size // config.accumulate, *size),
+        averaged=config.ema_decay is not None,
+    )
     devices = max(n for n in range(1, jax.device_count() + 1) if seeds % n == 0)
     fit = max(1, int(_SHARE * limit) // each) * devices
     if fit >= seeds:

@@ -31,6 +31,7 @@ class TrainState:
         step: int32, steps done; with the seed it is the run's whole position.
         params, batch_stats: the network's, as plain nested dictionaries.
         opt_state: the optimiser's.
+        ema: the moving averages of both, or None where none are kept.
         sums: over the current epoch so far: ``loss``, ``correct``, ``weight`` (of the loss)
             and ``count`` (of images), float32.
         bad_step: int32, the first step whose loss was not finite, or -1.
@@ -40,8 +41,14 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: dict[str, Any] | None
     sums: dict[str, Any]
     bad_step: Any
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Parameters and statistics to evaluate and keep: the averages, where there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 Seed = int | Array
@@ -98,10 +105,47 @@ def example_weights(
     return mask * jnp.where(positives > 0, mean, 1.0)
 
 
+def average(old: Any, new: Any, step: Int[Array, ""], decay: float) -> Any:
+    """Exponential moving average: ``a * old + (1 - a) * new``, ``a = min(decay, (1+t) / (10+t))``.
+
+    The second term lets the average forget the values that training began with, however few steps
+    there are (as TensorFlow's ``ExponentialMovingAverage`` does, given the number of updates).
+
+    Args:
+        old: averages, a tree of arrays.
+        new: values, alike.
+        step: ``t``, the steps done before this one.
+        decay: above 0 and below 1.
+
+    Example:
+        >>> float(average(jnp.array(0.0), jnp.array(1.0), jnp.array(8), 0.999))  # 9 / 18 of the old
+        0.5
+        >>> float(average(jnp.array(0.0), jnp.array(1.0), jnp.array(10**6), 0.75))
+        0.25
+    """
+
+    def mixed(old: Array, new: Array) -> Array:
+        t = step.astype(old.dtype)
+        kept = jnp.minimum(decay, (1 + t) / (10 + t))
+        return kept * old + (1 - kept) * new
+
+    return jax.tree.map(mixed, old, new)
+
+
 def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, *, dtype: Any = jnp.float32
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    dtype: Any = jnp.float32,
+    averaged: bool = False,
 ) -> TrainState:
     """The state at step 0 for ``model``'s present parameters.
+
+    Args:
+        model: where they are.
+        optimizer: see ``optimizer.py``.
+        dtype: of the sums, float32 or float64.
+        averaged: whether moving averages are kept; they start as copies.
 
     Raises:
         ValueError: the model holds variables that are neither parameters nor batch statistics.
@@ -113,6 +157,9 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        if averaged
+        else None,
         sums=zero_sums(dtype),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -134,6 +181,7 @@ def make_step_function(
     dtype: Any = jnp.float32,
     lowering: str = "auto",
     accumulate: int = 1,
+    ema_decay: float | None = None,
 ) -> StepFunction:
     """One step as a plain function ``(state, batch, seed) -> (state, loss)``.
 
@@ -184,12 +232,17 @@ def make_step_function(
         loss = sums["loss"] / sums["weight"]
         grads = jax.tree.map(lambda grad: grad / sums["weight"].astype(grad.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, ema = optax.apply_updates(state.params, updates), None
+        if ema_decay is not None:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = average(state.ema, new, state.step, ema_decay)
         first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=ema,
             sums=add(state.sums, sums),
             bad_step=jnp.where(first_bad, state.step, state.bad_step),
         )
@@ -242,7 +295,8 @@ def make_train_step(
             ``class_weights``: ``[k]`` or None. ``dtype``: of images and loss, float32 or float64.
             ``lowering``: of the network's operations, see ``flaxmed.models.layers.lowering``.
             ``accumulate``: micro-batches whose gradients are added up for one update; BatchNorm's
-            statistics are then those of each micro-batch.
+            statistics are then those of each micro-batch. ``ema_decay``: see :func:`average`; the
+            state must hold averages.
 
     Returns:
         A function of a :class:`TrainState`, which it consumes, and a batch: ``images`` uint8
