@@ -19,6 +19,7 @@ from flaxmed.evaluation.runs import _read_history
 from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.worst import read_thumbnails
 from flaxmed.training import manifest
+from flaxmed.training.checkpoint import stored_names
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.run import _read_dataset
 from flaxmed.training.rundir import read_rows
@@ -56,6 +57,7 @@ _ROW = {
     "val_auc": None,
 }
 _SEAL = {"files": {"default/values": {"bytes": 4, "sha256": "0" * 64}}}
+_LIST = {"tree_metadata": {"('a/b',)": {"key_metadata": [{"key": "a/b", "key_type": 2}]}}}
 _THUMBNAILS = {"ids": np.array(["a"]), "images": np.zeros((1, 8, 8, 1), np.uint8)}
 
 READERS = {
@@ -73,5 +75,6 @@ READERS = {
         "metrics.jsonl", lambda path: _read_history(path, 0), (2 * (_text(_ROW) + b"\n"),)
     ),
     "seal": Reader(manifest.NAME, lambda path: manifest.damage(path.parent), (_text(_SEAL),)),
+    "arrays": Reader("_METADATA", stored_names, (_text(_LIST),)),
     "subgroups": Reader("sex.csv", read_subgroups, (b"id,sex\na,F\nb,M\nc,\n",)),
 }

@@ -16,7 +16,7 @@ import flaxmed
 from flaxmed.cli import main
 from flaxmed.evaluation.worst import read_thumbnails
 from flaxmed.training import manifest
-from flaxmed.training.checkpoint import saved_steps
+from flaxmed.training.checkpoint import Checkpoints, restore, saved_steps
 from flaxmed.training.record import best_folder, sound_step
 from flaxmed.types import InputError
 
@@ -57,7 +57,8 @@ def named(cases):
 
 
 def test_there_are_two_hundred_cases_and_more():
-    assert sum(map(len, (DATASETS, PREDICTIONS, SETTINGS, RUN_FILES, ROWS, TABLES, SEALS))) >= 300
+    tables = (DATASETS, PREDICTIONS, SETTINGS, RUN_FILES, ROWS, TABLES, SEALS, RESEALED)
+    assert sum(map(len, tables)) >= 400
 
 
 @pytest.fixture
@@ -275,3 +276,117 @@ def test_seal(case, run):
     done, reasons = sound_step(run)
     assert done == 0
     assert case.says in reasons[0]
+
+
+ARRAYS = {"stem": {"kernel": np.arange(6.0).reshape(2, 3)}, "step": np.int32(4)}
+
+
+@pytest.fixture(scope="module")
+def good_checkpoint(tmp_path_factory):
+    """A folder with one checkpoint, of step 4."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "last"
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(4, ARRAYS)
+    checkpoints.close()
+    return folder
+
+
+def listed(*path, value):
+    """orbax's list of the arrays with another value at a place in it."""
+
+    def content(data):
+        found = at = json.loads(data)
+        for name in path[:-1]:
+            at = at[name]
+        at[path[-1]] = value
+        return json.dumps(found).encode()
+
+    return content
+
+
+_KERNEL = ("tree_metadata", "('stem/kernel',)")
+_KEY = (*_KERNEL, "key_metadata", 0)
+_JSON = {
+    "empty": (b"", "not readable as JSON"),
+    "half": (lambda data: data[: len(data) // 2], "not readable as JSON"),
+    "bytes": (bytes(range(256)), "not readable as JSON"),
+    "deep": (b"[" * 200_000, "nested too deeply"),
+    "a list": (b"[]", "expected a JSON object, got list"),
+    "a number": (b"9" * 5000, "_METADATA: "),
+    "null": (b"null", "expected a JSON object, got NoneType"),
+    "an empty object": (b"{}", "not a checkpoint's list of its arrays"),
+    "no tree": (listed("tree_metadata", value=None), "not a checkpoint's list of its arrays"),
+    "a tree of text": (listed("tree_metadata", value="x"), "not a checkpoint's list of its arr"),
+    "a list of arrays": (listed("tree_metadata", value=[1]), "not a checkpoint's list of its arr"),
+    "an empty tree": (listed("tree_metadata", value={}), "the checkpoint lacks 'stem/kernel'"),
+    "an entry of null": (listed(*_KERNEL, value=None), "not a checkpoint's list of its arrays"),
+    "an entry of a list": (listed(*_KERNEL, value=[]), "not a checkpoint's list of its arrays"),
+    "keys of a number": (listed(*_KEY[:-1], value=3), "not a checkpoint's list of its arrays"),
+    "keys of text": (listed(*_KEY[:-1], value="x"), "not a checkpoint's list of its arrays"),
+    "a key of a number": (listed(*_KEY, "key", value=3), "not a checkpoint's list of its arrays"),
+    "another key": (listed(*_KEY, "key", value="a"), "beyond what is wanted, 'a'"),
+    "a key too many": (
+        listed("tree_metadata", "x", value={"key_metadata": [{"key": "a\nb"}]}),
+        r"the checkpoint holds, beyond what is wanted, 'a\nb'",
+    ),
+    "an unknown kind of key": (listed(*_KEY, "key_type", value=9), "checkpoint cannot be read: "),
+    "no kind of value": (
+        listed(*_KERNEL, "value_metadata", value={}),
+        "checkpoint cannot be read: ",
+    ),
+    "a value of null": (
+        listed(*_KERNEL, "value_metadata", value=None),
+        "checkpoint cannot be read: ",
+    ),
+    "another format": (listed("use_zarr3", value=True), "checkpoint cannot be read: "),
+}
+_BINARY = {
+    "empty": b"",
+    "half": lambda data: data[: len(data) // 2],
+    "text": b"[]",
+    "zeros": bytes(4096),
+    "a bit flipped": lambda data: malformed.flipped(data, 0.5),
+}
+RESEALED = [
+    *(Case(f"_METADATA: {name}", ("_METADATA", *how), how[1]) for name, how in _JSON.items()),
+    *(
+        Case(f"{file}: {name}", (file, how), "checkpoint cannot be read: ")
+        for file in ("manifest.ocdbt", "d/*")
+        for name, how in _BINARY.items()
+    ),
+]
+
+
+@pytest.mark.parametrize("case", named(RESEALED))
+def test_a_checkpoint_that_was_sealed_anew(case, good_checkpoint, tmp_path):
+    """As if someone had meant it: the seal says that the file is sound."""
+    shutil.copytree(good_checkpoint, tmp_path / "last")
+    (path,) = (tmp_path / "last" / "4" / "default").glob(case.content[0])
+    change = case.content[1]
+    path.write_bytes(change(path.read_bytes()) if callable(change) else change)
+    manifest.seal(tmp_path / "last" / "4")
+    with pytest.raises(InputError) as error:
+        restore(tmp_path / "last", 4, ARRAYS)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "last" / "4"))
+    assert case.says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("like", "says"),
+    [
+        ({"step": np.int32(0)}, "holds, beyond what is wanted, 'stem/kernel'"),
+        (ARRAYS | {"ema": {"kernel": np.zeros(2)}}, "the checkpoint lacks 'ema/kernel'"),
+        (
+            ARRAYS | {"stem": {"kernel": np.zeros((3, 2))}},
+            "stem/kernel has shape (2, 3) in the checkpoint, expected (3, 2)",
+        ),
+        (ARRAYS | {"stem": {"kernel": np.zeros((4, 3))}}, "expected (4, 3)"),
+        (ARRAYS | {"stem": {"kernel": np.zeros(6)}}, "expected (6,)"),
+    ],
+    ids=["an array too many", "one too few", "turned", "larger", "flat"],
+)
+def test_a_checkpoint_of_another_network(like, says, good_checkpoint):
+    with pytest.raises(InputError) as error:
+        restore(good_checkpoint, 4, like)
+    assert says in str(error.value)

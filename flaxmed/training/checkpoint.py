@@ -17,10 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flaxmed.training import manifest
-from flaxmed.types import InputError, RunError
+from flaxmed.types import InputError, RunError, read_json
 
 _METADATA = 2**20  # bytes, amply, of what orbax writes about some hundred arrays
 _ITEM = "default"  # orbax's name for the one thing that a checkpoint of ours holds
+_LIST = "_METADATA"  # and for the list of the arrays in it
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -143,21 +144,58 @@ def restore(folder: Path, step: int, like: Any) -> Any:
     Raises:
         InputError: it is damaged, or does not fit ``like``.
     """
-    if (reason := manifest.damage(folder / str(step))) is not None:
+    path = folder / str(step)
+    if (reason := manifest.damage(path)) is not None:
         raise InputError(f"{reason}: the checkpoint is damaged")
+    wanted, held = flatten(like).keys(), stored_names(path / _ITEM / _LIST)
+    if wanted != held:
+        some = min(wanted ^ held)
+        relation = "lacks" if some in wanted else "holds, beyond what is wanted,"
+        raise InputError(f"{path}: the checkpoint {relation} {some!r}")
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
         for name, leaf in flatten(like).items()
     }
+    _say_errors_once()
     try:
         alone = ocp.options.MultiprocessingOptions(**_alone())
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            flat = checkpointer.restore((folder / str(step) / _ITEM).absolute(), shape)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder / str(step)}: checkpoint cannot be read: {reason}") from error
+            stored = checkpointer.metadata((path / _ITEM).absolute()).item_metadata.tree
+            _check_shapes(stored, shape, path)
+            flat = checkpointer.restore((path / _ITEM).absolute(), shape)
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{path}: checkpoint cannot be read: {reason}") from error
     return unflatten(like, flat)
+
+
+def _check_shapes(stored: Any, wanted: dict[str, Any], path: Path) -> None:
+    for name, leaf in wanted.items():
+        if stored[name].shape != leaf.shape:
+            raise InputError(
+                f"{path}: {name} has shape {stored[name].shape} in the checkpoint, "
+                f"expected {leaf.shape}"
+            )
+
+
+def stored_names(path: Path) -> set[str]:
+    """The arrays that a checkpoint holds, by its own list of them.
+
+    Args:
+        path: orbax's ``_METADATA``.
+
+    Raises:
+        InputError: no such list.
+    """
+    found = read_json(path, wanted="a checkpoint's list of its arrays")
+    try:
+        entries = found["tree_metadata"].values()
+        return {"/".join(part["key"] for part in entry["key_metadata"]) for entry in entries}
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: not a checkpoint's list of its arrays") from None
 
 
 def _alone() -> dict[str, Any]:
@@ -182,7 +220,7 @@ def _say_errors_once() -> None:
     """Keep quiet what is printed, piece by piece, of an error that orbax raises as well.
 
     When a write fails, its thread logs it, and tensorstore prints a traceback for each other
-    write, which finds nobody waiting any more.
+    write, which finds nobody waiting any more. Reads that fail after the first are logged, too.
     """
     print_unraisable = sys.unraisablehook
 
@@ -191,9 +229,11 @@ def _say_errors_once() -> None:
             print_unraisable(unraisable)
 
     sys.unraisablehook = print_unless_abandoned
-    logging.getLogger("absl").addFilter(
-        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
-    )
+    said = ("_SignalingThread.run() raised", "coro=<async_deserialize()")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(
+            lambda record: not any(text in record.getMessage() for text in said)
+        )
 
 
 @contextlib.contextmanager
