@@ -229,10 +229,14 @@ def _say_errors_once() -> None:
             print_unraisable(unraisable)
 
     sys.unraisablehook = print_unless_abandoned
-    said = ("_SignalingThread.run() raised", "coro=<async_deserialize()")
+    known = (
+        "_SignalingThread.run() raised",
+        "coro=<async_deserialize()",
+        "/_CHECKPOINT_METADATA",  # which is beside the folder that is read, and not needed
+    )
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(
-            lambda record: not any(text in record.getMessage() for text in said)
+            lambda record: not any(text in record.getMessage() for text in known)
         )
 
 
