@@ -16,10 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flaxmed.data import download as module
 from flaxmed.data import load_dataset, medmnist
-from flaxmed.data.download import check_url, download
-from flaxmed.data.npz import written_whole
+from flaxmed.files import check_url, download, web, written_whole
 from flaxmed.types import InputError, RunError
 
 BODY = np.random.default_rng(0).bytes(700_000)
@@ -72,6 +70,17 @@ def test_whole_file_arrives(route, server, tmp_path, capsys):
     assert "downloading a.npz" in capsys.readouterr().err
 
 
+def test_a_digest_may_be_the_first_digits_of_a_sha256(server, tmp_path):
+    """As in torch's names: resnet18-f37072fd.pth."""
+    sha256 = hashlib.sha256(BODY).hexdigest()
+    download(server + "/good", tmp_path / "a.pth", sha256=sha256[:8], progress=False)
+    with pytest.raises(InputError, match=f"has SHA-256 {sha256}; expected 00000000"):
+        download(server + "/good", tmp_path / "b.pth", sha256="0" * 8, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+    with pytest.raises(ValueError, match="a published digest is needed"):
+        download(server + "/good", tmp_path / "c.pth")
+
+
 def test_progress_can_be_silent(server, tmp_path, capsys):
     download(server + "/good", tmp_path / "a.npz", md5=MD5, progress=False)
     assert capsys.readouterr().err == ""
@@ -110,9 +119,9 @@ def test_only_https_or_loopback(url, tmp_path):
 
 
 def test_https_may_not_fall_to_loopback_http():
-    handler = module._Redirects()
-    request = module.urllib.request.Request("https://example.org/a")
-    with pytest.raises(module.urllib.error.URLError, match="not https"):
+    handler = web._Redirects()
+    request = web.urllib.request.Request("https://example.org/a")
+    with pytest.raises(web.urllib.error.URLError, match="not https"):
         handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://127.0.0.1/a")
     assert handler.redirect_request(request, None, 302, "", {}, "https://example.org/b") is not None
 
@@ -128,7 +137,7 @@ def test_interrupt_leaves_nothing_behind(server, tmp_path, monkeypatch):
         assert len(list(tmp_path.iterdir())) == 1  # the temporary file
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_chunks", interrupted)
+    monkeypatch.setattr(web, "_chunks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download(server + "/good", tmp_path / "a.npz", md5=MD5)
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +172,7 @@ def test_a_failed_replacement_keeps_the_old_file(server, tmp_path):
 
 def test_two_processes_at_once(server, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from flaxmed.data.download import download; "
+        "import sys; from pathlib import Path; from flaxmed.files import download; "
         f"download('{server}/slow', Path(sys.argv[1]), md5='{MD5}', progress=False)"
     )
     target = tmp_path / "a.npz"

@@ -27,14 +27,15 @@ MAX_LINES = 450
 # Which parts of the package each part may import; "flaxmed" is the lazy surface in __init__.py.
 MAY_IMPORT = {
     "types": set(),
+    "files": {"types"},
     "allocator": set(),
-    "models": {"types"},
-    "data": {"types"},
+    "models": {"types", "files"},
+    "data": {"types", "files"},
     "evaluation": {"types"},
     "saliency": {"types"},
     "summary": {"types", "models"},
     "inference": {"types", "models"},
-    "training": {"types", "allocator", "models", "data", "evaluation", "inference"},
+    "training": {"types", "files", "allocator", "models", "data", "evaluation", "inference"},
     "benchmark": {"types", "allocator", "models", "training", "summary"},
 }
 MAY_IMPORT["command"] = {"types", "allocator", "training"}
@@ -43,7 +44,7 @@ MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["flaxmed"] = {*MAY_IMPORT} - {"cli", "__main__"}
 
 # These parts work where no accelerator library is installed.
-FREE_OF_JAX = {"types", "allocator", "data", "evaluation", "flaxmed"}
+FREE_OF_JAX = {"types", "files", "allocator", "data", "evaluation", "flaxmed"}
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow", "keras"}
 
 

@@ -299,8 +299,9 @@ def test_no_jax_is_imported(real_data_dir):
     code = f"""
         import sys
         from flaxmed.data import load_dataset, list_datasets
-        from flaxmed.data import arrays, download, medmnist, npz, phantom, pipeline, splits, tfds
+        from flaxmed.data import arrays, medmnist, npz, phantom, pipeline, splits, tfds
         from flaxmed.data import tfds_medmnist
+        from flaxmed import files
         data = load_dataset("breastmnist", data_dir={str(real_data_dir)!r})
         splits.describe(data)
         list_datasets()

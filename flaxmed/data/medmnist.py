@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flaxmed.data.arrays import REQUIRED, SPLITS, from_arrays
-from flaxmed.data.download import download as fetch
-from flaxmed.data.npz import MAP_ABOVE, cache_dir, file_md5, is_writable, read_arrays
+from flaxmed.data.npz import MAP_ABOVE, file_md5, read_arrays
+from flaxmed.files import cache_dir, is_writable
+from flaxmed.files import download as fetch
 from flaxmed.types import Dataset, DatasetInfo, InputError, Task
 
 ADDRESS = "https://zenodo.org/records/10519652/files/{file}?download=1"

@@ -1,4 +1,4 @@
-"""What .npz archives hold, large arrays as memory maps; and files that are whole or not there.
+"""What .npz archives hold, large arrays as memory maps.
 
 The members of a compressed .npz are deflated and cannot be mapped where they lie. An archive whose
 arrays together exceed a threshold is therefore turned once, chunk by chunk, into .npy files.
@@ -9,89 +9,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from flaxmed.files import cache_dir, is_writable, make_dir, written_whole
 from flaxmed.types import Archive, InputError, Member, RunError
 
 MAP_ABOVE = 256 * 2**20  # bytes of all arrays together, above which images are memory-mapped
 _ALWAYS_HASH = 64 * 2**20  # files up to this size are hashed at every load: a fraction of a second
 _CHUNK = 2**20
-
-
-def cache_dir() -> Path:
-    """Where downloads and memory maps go when no other folder is named: ``~/.cache/flaxmed``."""
-    return Path.home() / ".cache" / "flaxmed"
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether files can be made in ``folder``, which need not exist yet."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-def make_dir(folder: Path) -> Path:
-    """Create ``folder`` and its parents.
-
-    Raises:
-        InputError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot create this folder: {error.strerror}") from None
-    return folder
-
-
-@contextmanager
-def made_dir(folder: Path) -> Iterator[Path]:
-    """:func:`make_dir`; what it created is gone again when the block fails and left it empty.
-
-    Raises:
-        InputError: it cannot be created.
-    """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield make_dir(folder)
-    except BaseException:
-        for path in created:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that becomes ``target`` when the block succeeds and vanishes when it does not.
-
-    The temporary name is unique, so that several processes may write the same target at once.
-
-    Raises:
-        InputError: the folder is not writable.
-        RunError: the disk is full.
-    """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        opened = open(temporary, "xb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise InputError(f"{target.parent}: cannot write here: {error.strerror}") from None
-    try:
-        with opened as file:
-            yield file
-        os.replace(temporary, target)
-    except OSError as error:
-        raise RunError(f"{target}: could not be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_md5(path: Path, *, name: str | None = None) -> str:

@@ -15,15 +15,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flaxmed.data.npz import made_dir, written_whole
+from flaxmed.files.whole import made_dir, written_whole
 from flaxmed.types import InputError
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0  # seconds without a byte
 
 
-def download(url: str, target: Path, *, md5: str, hint: str = "", progress: bool = True) -> None:
-    """Fetch ``url`` to ``target``, whole and verified or not at all.
+def download(
+    url: str,
+    target: Path,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    hint: str = "",
+    progress: bool = True,
+) -> None:
+    """Fetch ``url`` to ``target``, whole and verified by its digest or not at all.
 
     Several processes may fetch the same target at once: each writes to a name of its own, and the
     last to finish replaces the file by an identical one.
@@ -31,7 +39,8 @@ def download(url: str, target: Path, *, md5: str, hint: str = "", progress: bool
     Args:
         url: an https address, or http on this machine's loopback.
         target: the file to make; its folder is created.
-        md5: the published digest, hexadecimal.
+        md5: the published digest, hexadecimal; or ``sha256``, one of both.
+        sha256: likewise, or its first digits, as torch's file names have them.
         hint: what to do instead, said when the download fails.
         progress: whether to show a progress bar on stderr.
 
@@ -42,7 +51,10 @@ def download(url: str, target: Path, *, md5: str, hint: str = "", progress: bool
     """
     check_url(url)
     hint = f"; {hint}" if hint else ""
-    digest = hashlib.md5(usedforsecurity=False)
+    name, expected = ("MD5", md5) if md5 else ("SHA-256", sha256)
+    if not expected:
+        raise ValueError(f"{url}: a published digest is needed")
+    digest = hashlib.new(name.replace("-", ""), usedforsecurity=False)
     with made_dir(target.parent), written_whole(target) as file:
         try:
             for chunk in _chunks(url, target.name, progress):
@@ -52,10 +64,10 @@ def download(url: str, target: Path, *, md5: str, hint: str = "", progress: bool
             raise InputError(
                 f"{target.name}: could not be downloaded from {url} ({error}){hint}"
             ) from None
-        if digest.hexdigest() != md5:
+        if not digest.hexdigest().startswith(expected):
             raise InputError(
-                f"{target.name}: the file at {url} has MD5 {digest.hexdigest()}; expected {md5}"
-                f"{hint}"
+                f"{target.name}: the file at {url} has {name} {digest.hexdigest()}; "
+                f"expected {expected}{hint}"
             )
 
 
