@@ -303,6 +303,10 @@ def _add_summary(commands: Any) -> None:
     command.add_argument("--channels", type=int, default=3)
     command.add_argument("--classes", type=int, default=1000)
     command.add_argument("--stem", default="imagenet", help="imagenet or small")
+    command.add_argument("--stages", action="store_true", help="only the rows of the stages")
+    command.add_argument(
+        "--diagram", metavar="FILE", help="also draw it: FILE.svg, FILE.png, or both without suffix"
+    )
     command.set_defaults(call=_summary)
 
 
@@ -322,7 +326,16 @@ def _summary(arguments: argparse.Namespace) -> None:
             rngs=nnx.Rngs(0),
         )
     )
-    print(summarize(model, (arguments.size, arguments.size, arguments.channels)))
+    image_shape = (arguments.size, arguments.size, arguments.channels)
+    summary = summarize(model, image_shape)
+    drawn = []
+    if arguments.diagram is not None:
+        from flaxmed.diagram import draw, save_diagram
+
+        drawn = save_diagram(draw(model, image_shape), arguments.diagram)
+    print(summary.to_text(layers=not arguments.stages))
+    if drawn:
+        print(f"\nwritten to {' '.join(map(str, drawn))}")
 
 
 def _add_bench(commands: Any) -> None:

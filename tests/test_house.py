@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "evaluation": {"types"},
     "saliency": {"types"},
     "summary": {"types", "models"},
+    "diagram": {"types", "models", "summary"},
     "inference": {"types", "models"},
     "training": {"types", "files", "allocator", "models", "data", "evaluation", "inference"},
     "benchmark": {"types", "allocator", "models", "training", "summary"},
