@@ -5,6 +5,9 @@
 ResNet-18 on a small phantom, resident and streamed, with an evaluation and a checkpoint every 200
 steps. A thread looks about it once a second. What is compared are the medians of the second quarter
 and of the last one: the first quarter is that of caches which fill.
+
+What grows a little is what tensorstore 0.1.86 loses for each array in a checkpoint (237 bytes in
+each call of ``KvStore.Spec.to_json``, by tracemalloc): some 50 kB for the two saves of an epoch.
 """
 
 from __future__ import annotations

@@ -4,10 +4,15 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import jax
 import pytest
+from tiny_runs import fit
 
 from flaxmed.allocator import keep_freed_memory
+from flaxmed.training.group import Group
 
 PAGE_FAULTS = """
 import resource
@@ -68,3 +73,34 @@ def test_an_accelerators_memory_is_left_alone(monkeypatch):
         assert keep_freed_memory() is False
     finally:
         keep_freed_memory.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fetch", ["resident", "streamed"])
+@pytest.mark.usefixtures("tiny_network")
+def test_nothing_grows_with_the_epochs(fetch, data, tmp_path, monkeypatch):
+    """The soak in small: benchmarks/soak.py is the long one, with memory."""
+    real, seen = Group.end_epoch, []
+
+    def end_epoch(self, *args):
+        real(self, *args)
+        for record in self.records:  # files and threads of a save come and go
+            record.last.wait()
+            record.best.wait()
+        arrays = jax.live_arrays()
+        files = Path("/proc/self/fd")
+        seen.append(
+            {
+                "arrays": len(arrays),
+                "bytes": sum(array.nbytes for array in arrays),
+                "files": len(list(files.iterdir())) if files.exists() else 0,
+                "threads": threading.active_count(),
+            }
+        )
+
+    monkeypatch.setattr(Group, "end_epoch", end_epoch)
+    fit(data, tmp_path / "run", epochs=24, fetch=fetch)
+    assert len(seen) == 24
+    for name, first in seen[8].items():
+        # not one more for each epoch; a queue may hold a batch more or less
+        assert seen[-1][name] <= first + (8 if name != "bytes" else 2**20), (name, seen)
