@@ -18,7 +18,7 @@ from flaxmed.types import InputError, Preprocessing, sigmoid, softmax
 
 def normalise(
     images: UInt8[Array, "n h w c"], preprocessing: Preprocessing, *, dtype: Any = jnp.float32
-) -> Float[Array, "n h w c"]:
+) -> Float[Array, "n h w k"]:
     """``(images / 255 - mean) / std``, per channel.
 
     Args:
@@ -27,7 +27,8 @@ def normalise(
         dtype: of the result; float32 or float64.
 
     Raises:
-        InputError: as many means as there are channels are needed, or one.
+        InputError: as many means as there are channels are needed, or one; grey images take any
+            number (:func:`standardise`).
 
     Example:
         >>> white = jnp.full((1, 2, 2, 1), 255, jnp.uint8)
@@ -39,10 +40,13 @@ def normalise(
 
 def standardise(
     images: Float[Array, "n h w c"], preprocessing: Preprocessing
-) -> Float[Array, "n h w c"]:
-    """The second half of :func:`normalise`, for images that are in [0, 1] already."""
+) -> Float[Array, "n h w k"]:
+    """The second half of :func:`normalise`, for images that are in [0, 1] already.
+
+    Grey images become as many channels as there are means: each its copy, normalised its own way.
+    """
     channels = images.shape[-1]
-    if len(preprocessing.mean) not in (1, channels):
+    if len(preprocessing.mean) not in (1, channels) and channels != 1:
         raise InputError(
             f"preprocessing has {len(preprocessing.mean)} means, the images {channels} channels; "
             f"expected 1 or {channels}"

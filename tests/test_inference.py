@@ -26,8 +26,11 @@ def test_normalisation_is_per_channel():
     ours = normalise(images, Preprocessing(mean, std))
     theirs = (np.asarray(images, np.float64) / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="3 means, the images 1 channels"):
-        normalise(images[..., :1], Preprocessing(mean, std))
+    grey = normalise(images[..., :1], Preprocessing(mean, std))  # its copies, each its own way
+    copies = normalise(jnp.repeat(images[..., :1], 3, axis=-1), Preprocessing(mean, std))
+    np.testing.assert_array_equal(grey, copies)
+    with pytest.raises(InputError, match="3 means, the images 2 channels"):
+        normalise(images[..., :2], Preprocessing(mean, std))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])

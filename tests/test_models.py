@@ -559,8 +559,12 @@ def test_unknown_names():
         create_model("resnet18", 2, stem="tiny", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=stem):
         minimum_size("resnet18", "tiny")
-    with pytest.raises(InputError, match="loading published weights is not available yet"):
+    with pytest.raises(InputError, match="imagenet: no such weights; expected a file, a reposi"):
         create_model("resnet18", 2, weights="imagenet", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="resnet18: num_classes is needed, unless weights say"):
+        create_model("resnet18", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="unknown variant 'timm'; choose one of torchvision"):
+        create_model("resnet18", 2, variant="timm", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="num_classes must be at least 1, got 0"):
         create_model("resnet18", 0, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="in_channels must be at least 1, got 0"):

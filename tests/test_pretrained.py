@@ -21,10 +21,13 @@ ALL = [
     (ResNet18, "torchvision"),
     (ResNet18, "timm"),
     (ResNet18, "medmnist"),
+    (ResNet18, "flaxmed"),
     (DenseNet121, "torchvision"),
     (DenseNet121, "keras"),
+    (DenseNet121, "flaxmed"),
     (Xception, "timm"),
     (Xception, "keras"),
+    (Xception, "flaxmed"),
 ]
 
 

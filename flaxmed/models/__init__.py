@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from flaxmed.models.checks import check_stem
-from flaxmed.models.densenet import DenseNet, DenseNet121
-from flaxmed.models.resnet import ResNet, ResNet18
-from flaxmed.models.xception import Xception
+from flaxmed.models.densenet import DENSENET121, KERAS_DENSENET121, DenseNet, DenseNet121
+from flaxmed.models.resnet import RESNET18, ResNet, ResNet18
+from flaxmed.models.xception import KERAS, TIMM, Xception
 from flaxmed.types import InputError
 
 __all__ = [
@@ -21,10 +22,16 @@ __all__ = [
     "Xception",
     "create_model",
     "list_models",
+    "list_variants",
     "minimum_size",
 ]
 
 _MODELS: dict[str, Any] = {"resnet18": ResNet18, "densenet121": DenseNet121, "xception": Xception}
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "resnet18": {"torchvision": RESNET18},
+    "densenet121": {"torchvision": DENSENET121, "keras": KERAS_DENSENET121},
+    "xception": {"keras": KERAS, "timm": TIMM},
+}
 
 
 def list_models() -> list[str]:
@@ -35,6 +42,41 @@ def list_models() -> list[str]:
         ['resnet18', 'densenet121', 'xception']
     """
     return list(_MODELS)
+
+
+def list_variants(name: str) -> list[str]:
+    """The published ports of a network, which differ in constants and padding; the first is usual.
+
+    Example:
+        >>> list_variants("xception")
+        ['keras', 'timm']
+    """
+    _lookup(name)
+    return list(_VARIANTS[name])
+
+
+def _variant(name: str, variant: str | None) -> Any:
+    known = _VARIANTS[name]
+    if variant is not None and variant not in known:
+        raise InputError(f"{name}: unknown variant {variant!r}; choose one of {', '.join(known)}")
+    return known[variant or next(iter(known))]
+
+
+def variant_of(model: ResNet | DenseNet | Xception) -> tuple[str, str]:
+    """The name and the variant with which ``create_model`` builds a network like this one.
+
+    Raises:
+        InputError: a network with a configuration of its own.
+
+    Example:
+        >>> variant_of(nnx.eval_shape(lambda: Xception(2, config=TIMM, rngs=nnx.Rngs(0))))
+        ('xception', 'timm')
+    """
+    for name, variants in _VARIANTS.items():
+        for variant, config in variants.items():
+            if isinstance(model, _MODELS[name].__mro__[0]) and model.config == config:
+                return name, variant
+    raise InputError(f"{type(model).__name__}: its configuration is none of the published ones")
 
 
 def _lookup(name: str) -> Any:
@@ -70,32 +112,44 @@ def minimum_size(name: str, stem: str = "imagenet") -> int:
 
 def create_model(
     name: str,
-    num_classes: int,
+    num_classes: int | None = None,
     *,
     in_channels: int = 3,
-    stem: str = "imagenet",
-    weights: str | None = None,
+    stem: str | None = None,
+    variant: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
     rngs: nnx.Rngs,
 ) -> ResNet | DenseNet | Xception:
-    """Builds a network by name.
+    """Builds a network by name, with random or with published weights.
 
     Args:
         name: One of ``list_models()``.
-        num_classes: How many logits.
-        in_channels: Channels of the images.
-        stem: "imagenet", as published, or "small", for images of 28 to 64 pixels.
-        weights: None, for random initial weights.
+        num_classes: How many logits; with ``weights`` None stands for as many as these have. With
+            another number the classifier is a new one.
+        in_channels: Channels of the images. From weights for other channels the kernels of the
+            first convolution are summed; but where the weights' channels are normalised
+            differently, as with ImageNet's means, the network for grey images keeps three, and
+            ``flaxmed.predict`` and ``flaxmed.train`` repeat the images for it.
+        stem: "imagenet", as published, or "small", for images of 28 to 64 pixels; None for the
+            weights', or "imagenet".
+        variant: Whose constants and padding: one of ``list_variants(name)``; None for the weights',
+            or the first.
+        weights: None for random initial weights; or what ``open_weights`` takes: a name of
+            ``flaxmed.list_weights()``, a repository of the Hugging Face hub, a file. What is left
+            out of it, and what is new in the network, is said on stderr.
         dtype: Of the computation; see the network's class.
         remat: Whether training computes norms a second time to save memory.
         rngs: Source of the initial values.
 
     Returns:
-        The network, in evaluation mode.
+        The network, in evaluation mode; from weights with the ``preprocessing`` they need, and with
+        ``info`` (the classes' names) where the classifier is theirs.
 
     Raises:
-        InputError: For an unknown name, stem or weights, or a count below 1.
+        InputError: For an unknown name, stem or variant, or a count below 1; for weights that
+            cannot be had, are damaged, or are another network's.
 
     Example:
         >>> model = create_model("resnet18", 2, in_channels=1, stem="small", rngs=nnx.Rngs(0))
@@ -103,10 +157,19 @@ def create_model(
         (1, 2)
     """
     network = _lookup(name)
+    options: dict[str, Any] = dict(dtype=dtype, remat=remat, rngs=rngs)
     if weights is not None:
-        raise InputError(
-            f"weights={weights!r}: loading published weights is not available yet, use weights=None"
-        )
-    return network(
-        num_classes, in_channels=in_channels, stem=stem, dtype=dtype, remat=remat, rngs=rngs
-    )
+        from flaxmed.models.weights import load
+
+        opened = load.open_weights(weights)
+        if opened.kind.network != name:
+            raise InputError(f"{weights}: weights of {opened.kind.network}, not of {name}")
+        if variant not in (None, opened.variant):
+            raise InputError(f"{weights}: made for the variant {opened.variant!r}, not {variant!r}")
+        config = _variant(name, opened.variant)
+        return load.build(opened, network, num_classes, in_channels, stem, config=config, **options)
+    if num_classes is None:
+        raise InputError(f"{name}: num_classes is needed, unless weights say how many")
+    config = _variant(name, variant)
+    options |= dict(in_channels=in_channels, stem=stem or "imagenet", config=config)
+    return network(num_classes, **options)

@@ -8,7 +8,7 @@ transition make it the paper's DenseNet-BC. Constants are those of torchvision's
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +59,11 @@ DENSENET121 = DenseNetConfig(
     bottleneck=4,
     stem_width=64,
     bn=BatchNormConfig(momentum=0.9, epsilon=1e-5, unbiased=True),
+)
+
+# keras.applications.DenseNet121: other batch-normalisation constants, the same padding.
+KERAS_DENSENET121 = replace(
+    DENSENET121, bn=BatchNormConfig(momentum=0.99, epsilon=1.001e-5, unbiased=False)
 )
 
 

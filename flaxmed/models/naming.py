@@ -194,13 +194,26 @@ def _number_keras_shortcuts(tensors: Tensors) -> Tensors:
     return renamed
 
 
-def _join_dots(tensors: Tensors) -> Tensors:
-    """``denselayer1.norm.1``, as the published .pth spells it, becomes ``denselayer1.norm1``."""
-    renamed: dict[str, np.ndarray] = {}
-    for name, value in tensors.items():
-        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
-        renamed[_fresh(name, renamed)] = value
-    return renamed
+def _respelling(*changes: tuple[str, str]) -> Callable[[Tensors], Tensors]:
+    """Makes spellings of the same names uniform: regular expressions, and what replaces them."""
+
+    def respell(tensors: Tensors) -> Tensors:
+        renamed: dict[str, np.ndarray] = {}
+        for name, value in tensors.items():
+            for pattern, replacement in changes:
+                name = re.sub(pattern, replacement, name)
+            renamed[_fresh(name, renamed)] = value
+        return renamed
+
+    return respell
+
+
+_torchvision_densenet_spellings = _respelling(
+    (r"(denselayer\d+)\.layers\.", r"\1."),  # MONAI's
+    (r"^class_layers\.out\.", "classifier."),
+    (r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),  # the published .pth: norm.1 for norm1
+)
+_timm_xception_spellings = _respelling((r"^last_linear\.", "fc."))  # Cadene's
 
 
 def _fresh(name: str, taken: Iterable[str]) -> str:
@@ -210,7 +223,10 @@ def _fresh(name: str, taken: Iterable[str]) -> str:
 
 
 # Foreign tensors left out on purpose, and why.
-DROPPED = {r".*\.num_batches_tracked": "a step counter that only momentum=None would use"}
+DROPPED = {
+    r".*\.num_batches_tracked": "a step counter that only momentum=None would use",
+    r"op_threshs": "torchxrayvision's operating points, which come after the network",
+}
 
 
 def drop_reason(name: str) -> str | None:
@@ -259,6 +275,18 @@ class Table:
         return None
 
 
+class OwnNames(Table):
+    """flaxmed's own paths: every tensor is called what it is called here."""
+
+    def own(self, name: str) -> tuple[str, Axes] | None:
+        """The path itself."""
+        return name, SAME
+
+    def foreign(self, path: str) -> tuple[str, Axes] | None:
+        """The path itself."""
+        return path, SAME
+
+
 _FIELD = re.compile(r"\{(\w)(?:\+(\d))?\}")
 
 
@@ -283,7 +311,8 @@ def _fill(template: str, numbers: Mapping[str, int]) -> str:
 
 TORCHVISION_RESNET = Table(_resnet("downsample", "fc"))  # timm's too
 MEDMNIST_RESNET = Table(_resnet("shortcut", "linear"))
-TORCHVISION_DENSENET = Table(_torchvision_densenet(), _join_dots)
+TORCHVISION_DENSENET = Table(_torchvision_densenet(), _torchvision_densenet_spellings)
 KERAS_DENSENET = Table(_keras_densenet())
-TIMM_XCEPTION = Table(_timm_xception())
+TIMM_XCEPTION = Table(_timm_xception(), _timm_xception_spellings)
 KERAS_XCEPTION = Table(_keras_xception(), _number_keras_shortcuts)
+OWN = OwnNames(())

@@ -22,16 +22,30 @@ from flaxmed.models.resnet import ResNet
 from flaxmed.models.xception import Xception
 from flaxmed.types import InputError
 
-__all__ = ["LoadReport", "flatten", "from_foreign", "load_state", "namings", "to_foreign"]
+__all__ = [
+    "LoadReport",
+    "Tensors",
+    "flatten",
+    "from_foreign",
+    "load_state",
+    "namings",
+    "table_of",
+    "to_foreign",
+]
+
+Tensors = Mapping[str, np.ndarray]
 
 _TABLES: dict[tuple[type, str], Table] = {
     (ResNet, "torchvision"): names.TORCHVISION_RESNET,
     (ResNet, "timm"): names.TORCHVISION_RESNET,
     (ResNet, "medmnist"): names.MEDMNIST_RESNET,
+    (ResNet, "flaxmed"): names.OWN,
     (DenseNet, "torchvision"): names.TORCHVISION_DENSENET,
     (DenseNet, "keras"): names.KERAS_DENSENET,
+    (DenseNet, "flaxmed"): names.OWN,
     (Xception, "timm"): names.TIMM_XCEPTION,
     (Xception, "keras"): names.KERAS_XCEPTION,
+    (Xception, "flaxmed"): names.OWN,
 }
 
 
@@ -56,7 +70,7 @@ def namings(model: nnx.Module) -> list[str]:
     Example:
         >>> from flaxmed.models import ResNet18
         >>> namings(ResNet18(2, rngs=nnx.Rngs(0)))
-        ['torchvision', 'timm', 'medmnist']
+        ['torchvision', 'timm', 'medmnist', 'flaxmed']
     """
     return [naming for network, naming in _TABLES if isinstance(model, network)]
 
@@ -98,7 +112,7 @@ def to_foreign(
         >>> to_foreign(flatten(nnx.state(model)), model, "torchvision")["fc.weight"].shape
         (2, 512)
     """
-    table = _table(model, naming)
+    table = table_of(model, naming)
     found = {path: table.foreign(path) for path in tensors}
     unknown = [path for path, hit in found.items() if hit is None]
     if unknown:
@@ -187,7 +201,7 @@ def _match(
     tensors: Mapping[str, np.ndarray], model: nnx.Module, naming: str, keep: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], LoadReport, list[str]]:
     """The tensors by own path, the report, and every reason why they do not fit."""
-    table = _table(model, naming)
+    table = table_of(model, naming)
     tensors = table.respell(tensors)
     shapes = {_dotted(path): leaf.shape for path, leaf in nnx.to_flat_state(_variables(model))}
     kept = {path for path in shapes if any(_begins(path, start) for start in keep)}
@@ -252,7 +266,12 @@ def _foreign_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     return tuple(shape if axes is None else (shape[i] for i in np.argsort(axes)))
 
 
-def _table(model: nnx.Module, naming: str) -> Table:
+def table_of(model: nnx.Module, naming: str) -> Table:
+    """The names of a network's tensors in one of its :func:`namings`.
+
+    Raises:
+        InputError: an unknown naming.
+    """
     for (network, known), table in _TABLES.items():
         if known == naming and isinstance(model, network):
             return table

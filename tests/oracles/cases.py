@@ -19,8 +19,7 @@ import optax
 from flax import nnx
 
 from flaxmed.models import DenseNet121, ResNet18, Xception
-from flaxmed.models.densenet import DENSENET121
-from flaxmed.models.layers import BatchNormConfig
+from flaxmed.models.densenet import DENSENET121, KERAS_DENSENET121
 from flaxmed.models.pretrained import flatten, load_state, to_foreign
 from flaxmed.models.resnet import RESNET18
 from flaxmed.models.xception import KERAS, TIMM
@@ -63,17 +62,12 @@ def _case(network: Any, package: str, sizes: tuple[int, ...], config: Any, **opt
     return Case(network, package, sizes, {"config": config, **options})
 
 
-# Keras's DenseNet: other batch-normalisation constants than torchvision's.
-_KERAS_DENSENET = dataclasses.replace(
-    DENSENET121, bn=BatchNormConfig(momentum=0.99, epsilon=1.001e-5, unbiased=False)
-)
-
 CASES: dict[str, Case] = {
     "resnet18-torchvision": _case(ResNet18, "torchvision", (64, 224), RESNET18),
     # MedMNIST's own ResNet-18 is torchvision's with another stem.
     "resnet18-small": _case(ResNet18, "torchvision", (28, 64), RESNET18, stem="small"),
     "densenet121-torchvision": _case(DenseNet121, "torchvision", (64, 224), DENSENET121),
-    "densenet121-keras": _case(DenseNet121, "keras", (64,), _KERAS_DENSENET),
+    "densenet121-keras": _case(DenseNet121, "keras", (64,), KERAS_DENSENET121),
     "xception-timm": _case(Xception, "timm", (64, 224, 299), TIMM),
     "xception-keras": _case(Xception, "keras", (96, 224, 299), KERAS),
 }

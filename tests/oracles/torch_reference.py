@@ -67,9 +67,9 @@ class TorchReference:
             build = {"ResNet18": "resnet18", "DenseNet121": "densenet121"}[network]
             self.model = getattr(torchvision.models, build)(weights=None, num_classes=classes)
             if case.options.get("stem") == "small":
-                _medmnist_stem(self.torch, self.model, channels)
+                medmnist_stem(self.torch, self.model, channels)
             elif channels != 3:
-                _imagenet_stem(self.torch, self.model, channels)
+                imagenet_stem(self.torch, self.model, channels)
         self.model.to(self.dtype).eval()
         self.stages = {"ResNet18": _resnet, "DenseNet121": _densenet, "Xception": _xception}[
             network
@@ -150,7 +150,7 @@ def _nhwc(tensor: Any) -> np.ndarray:
     return tensor.numpy().transpose(0, 2, 3, 1)
 
 
-def _imagenet_stem(torch: Any, model: Any, channels: int) -> None:
+def imagenet_stem(torch: Any, model: Any, channels: int) -> None:
     """Another number of input channels than torchvision's three."""
     stem = torch.nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     if hasattr(model, "features"):
@@ -159,7 +159,7 @@ def _imagenet_stem(torch: Any, model: Any, channels: int) -> None:
         model.conv1 = stem
 
 
-def _medmnist_stem(torch: Any, model: Any, channels: int) -> None:
+def medmnist_stem(torch: Any, model: Any, channels: int) -> None:
     """MedMNIST's ResNet-18: a 3x3 stem without a pool, torch's own initial values throughout."""
     model.conv1 = torch.nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
     model.maxpool = torch.nn.Identity()

@@ -1,0 +1,287 @@
+"""Networks with weights in them: what a file holds, fitted to what is wanted; all is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from flaxmed.models.pretrained import LoadReport, Tensors, load_state, table_of
+from flaxmed.models.weights import hub, metadata
+from flaxmed.models.weights.files import read_weights
+from flaxmed.models.weights.known import Known, imagenet_classes
+from flaxmed.models.weights.recognise import Kind, recognise
+from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
+
+# Constants and padding go with the library that trained; MedMNIST's are torchvision's.
+_VARIANT = {"medmnist": "torchvision"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds, and what is known of it.
+
+    Attributes:
+        source: the name or file they were asked for by.
+        kind: network, naming, stem, channels, classes.
+        variant: the network's constants and padding that they were trained with.
+        tensors: by the names of the library that wrote them.
+        preprocessing: of the images; None where nothing says.
+        info: what the logits mean: task and class names; None where nothing says.
+        licence: as published, or "unknown".
+    """
+
+    source: str
+    kind: Kind
+    variant: str
+    tensors: Tensors = dataclasses.field(repr=False)
+    preprocessing: Preprocessing | None
+    info: DatasetInfo | None = None
+    licence: str = "unknown"
+
+
+def open_weights(source: str | os.PathLike[str]) -> Weights:
+    """Read published weights, or a file of them.
+
+    Args:
+        source: a name of ``list_weights()``; a repository of the Hugging Face hub; or a file as
+            torch, safetensors or Keras write it, of torchvision's, timm's, Keras's, MedMNIST's,
+            MONAI's or torchxrayvision's ResNet-18, DenseNet-121 or Xception, or of flaxmed's.
+
+    Raises:
+        InputError: no such weights; a file that cannot be read, or holds another network.
+
+    Example:
+        >>> open_weights("timm/xception41.tf_in1k")
+        Traceback (most recent call last):
+        flaxmed.types.InputError: timm/xception41.tf_in1k: xception41 is Google's aligned Xcepti...
+    """
+    path, known = hub.find(os.fspath(source))
+    file = read_weights(path)
+    own = metadata.parse(file.metadata, str(path))
+    if own is not None:
+        return Weights(os.fspath(source), tensors=file.tensors, **own)
+    kind = recognise(file.tensors, str(path))
+    if known is None:
+        return Weights(
+            os.fspath(source), kind, _VARIANT.get(kind.naming, kind.naming), file.tensors, None
+        )
+    return _published(known, kind, file.tensors)
+
+
+def _published(known: Known, kind: Kind, tensors: Tensors) -> Weights:
+    if kind.network != known.network:
+        raise InputError(f"{known.name}: holds {kind.network}, expected {known.network}")
+    info, classes = None, imagenet_classes()
+    if kind.num_classes == len(classes):
+        info = DatasetInfo("ImageNet-1k", Task.MULTICLASS, classes, channels=kind.in_channels)
+    return Weights(
+        known.name, kind, known.variant, tensors, known.preprocessing, info, known.licence
+    )
+
+
+def build(
+    weights: Weights,
+    network: Any,
+    num_classes: int | None,
+    in_channels: int,
+    stem: str | None,
+    **options: Any,
+) -> Any:
+    """A network of class ``network`` with the weights in it, for images of ``in_channels``.
+
+    The arguments are those of ``flaxmed.create_model``.
+    """
+    kind = weights.kind
+    classes = kind.num_classes if num_classes is None else num_classes
+    if classes is None:
+        raise InputError(f"{weights.source}: has no classifier; num_classes is needed")
+    model = network(
+        classes,
+        in_channels=channels_for(weights, in_channels),
+        stem=stem or kind.stem,
+        **options,
+    )
+    report = load_weights(model, weights)
+    print(*report_lines(weights, report), sep="\n", file=sys.stderr)
+    if weights.info is not None and kind.num_classes == classes:
+        model.info = dataclasses.replace(weights.info, channels=in_channels)
+    return model
+
+
+def build_as_it_is(weights: Weights) -> Any:
+    """The network that the file holds, with its own classes, channels and stem.
+
+    Raises:
+        InputError: it has no classifier; or what :func:`load_weights` refuses.
+    """
+    from flaxmed.models import create_model
+
+    kind = weights.kind
+    if kind.num_classes is None:
+        raise InputError(f"{weights.source}: has no classifier, and is no whole network")
+    model: Any = create_model(
+        kind.network,
+        kind.num_classes,
+        in_channels=kind.in_channels,
+        stem=kind.stem,
+        variant=weights.variant,
+        rngs=nnx.Rngs(0),
+    )
+    load_weights(model, weights)
+    if weights.info is not None:
+        model.info = weights.info
+    return model
+
+
+def channels_for(weights: Weights, in_channels: int) -> int:
+    """With how many channels a network has to be built for images of ``in_channels``.
+
+    Grey images are repeated for weights whose channels are normalised differently, as with
+    ImageNet's means: only so is every one normalised as it was in training. Where all are
+    normalised alike, the kernels of the first convolution are summed instead.
+    """
+    own = weights.preprocessing
+    alike = own is None or (len(set(own.mean)) == 1 and len(set(own.std)) == 1)
+    return in_channels if alike or in_channels != 1 else weights.kind.in_channels
+
+
+def preprocessing_for(weights: Weights, in_channels: int) -> Preprocessing | None:
+    """The weights' own, for a network with ``in_channels``: per channel where they are as many,
+    else the means over all."""
+    own = weights.preprocessing
+    if own is None or len(own.mean) in (1, in_channels):
+        return own
+    return Preprocessing((float(np.mean(own.mean)),), (float(np.mean(own.std)),))
+
+
+def fit_channels(tensors: Tensors, model: Any, naming: str) -> Tensors:
+    """Tensors whose first convolution takes the model's number of channels.
+
+    For images whose channels are all alike, as a grey image's copies are, the convolution gives
+    what it gave: every channel gets the sum over the kernel's channels, divided by their new
+    number (computed in float64). For one channel that is the sum.
+    """
+    path = next(p for p in ("stem.conv.kernel", "stem.conv1.kernel") if _has(model, p))
+    name, axes = table_of(model, naming).foreign(path) or (path, None)
+    kernel = tensors.get(name)
+    axis = 2 if axes is None else axes[2]
+    if kernel is None or kernel.ndim != 4 or kernel.shape[axis] == model.in_channels:
+        return tensors
+    mean = kernel.astype(np.float64).sum(axis=axis, keepdims=True) / model.in_channels
+    return {**tensors, name: np.repeat(mean, model.in_channels, axis=axis).astype(kernel.dtype)}
+
+
+def _has(model: Any, path: str) -> bool:
+    at = model
+    for part in path.split("."):
+        at = getattr(at, part, None)
+    return at is not None
+
+
+def load_weights(
+    model: nnx.Module, source: str | os.PathLike[str] | Weights, *, keep: Sequence[str] = ()
+) -> LoadReport:
+    """Give a network published weights: every tensor of both sides is used, or named in the report.
+
+    The classifier is left as it is where the file's has another number of classes, or there is
+    none. The first convolution is fitted to the network's channels (:func:`fit_channels`).
+
+    Args:
+        model: the network, changed in place; unchanged where something does not fit. Its
+            ``preprocessing`` becomes the weights' own, where they have one.
+        source: as for :func:`open_weights`, or what that returned.
+        keep: own paths, or their beginnings (``"stem"``), to leave as they are.
+
+    Returns:
+        What was loaded, what was left out and why, and what stayed as it was.
+
+    Raises:
+        InputError: as :func:`open_weights`; another network or stem; tensors that are missing, that
+            nothing takes or that have another shape: one message lists them all.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from flaxmed.models import create_model
+        >>> from flaxmed.models.weights import save_weights
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "five.safetensors"
+        >>> save_weights(create_model("resnet18", 5, stem="small", rngs=nnx.Rngs(0)), path)
+        >>> model = create_model("resnet18", 2, stem="small", rngs=nnx.Rngs(1))
+        >>> load_weights(model, path).kept  # another number of classes: the head is its own
+        ('classifier.bias', 'classifier.kernel')
+    """
+    weights = source if isinstance(source, Weights) else open_weights(source)
+    network: Any = model
+    _check_network(network, weights, keep)
+    tensors = fit_channels(weights.tensors, network, weights.kind.naming)
+    same_head = weights.kind.num_classes == network.num_classes
+    kept = [*keep] if same_head else [*keep, "classifier"]
+    try:
+        report = load_state(network, tensors, weights.kind.naming, keep=kept)
+    except InputError as error:
+        raise InputError(f"{weights.source}: {error}") from None
+    if not same_head:
+        report = _explain_head(report, weights.kind.num_classes, network.num_classes)
+    if (own := preprocessing_for(weights, network.in_channels)) is not None:
+        network.preprocessing = own
+    return report
+
+
+def _explain_head(report: LoadReport, theirs: int | None, ours: int) -> LoadReport:
+    """Say why the file's classifier was left out; ``load_state`` knows only that it was."""
+    reason = f"the file has {theirs} classes, the network {ours}"
+    dropped = {
+        name: reason if said.startswith("the model keeps its own classifier.") else said
+        for name, said in report.dropped.items()
+    }
+    return dataclasses.replace(report, dropped=dropped)
+
+
+def _check_network(model: Any, weights: Weights, keep: Sequence[str]) -> None:
+    network = type(model).__name__
+    if network.lower() != weights.kind.network:
+        raise InputError(f"{weights.source}: weights of {weights.kind.network}, not of {network}")
+    # Xception's stems have kernels of the same shapes, with other strides
+    if model.stem_name != weights.kind.stem and network != "Xception" and "stem" not in keep:
+        sides = {"imagenet": "7x7, stride 2", "small": "3x3, stride 1"}
+        raise InputError(
+            f'{weights.source}: made for stem="{weights.kind.stem}" ({sides[weights.kind.stem]}), '
+            f'the network has stem="{model.stem_name}", whose kernels these are not; use '
+            f'stem="{weights.kind.stem}", or load_weights(..., keep=["stem"]) for a new one'
+        )
+
+
+def report_lines(weights: Weights, report: LoadReport) -> list[str]:
+    """What to tell of a load: how many tensors were taken, and every one that was not, by reason.
+
+    Example:
+        >>> kind = Kind("resnet18", "torchvision", "imagenet", 3, 1000)
+        >>> weights = Weights("timm/resnet18.tv_in1k", kind, "torchvision", {}, None)
+        >>> dropped = {"bn1.num_batches_tracked": "a step counter", "fc.weight": "a new head"}
+        >>> report = LoadReport(("stem.conv.kernel",), dropped, ("classifier.kernel",))
+        >>> for line in report_lines(weights, report):
+        ...     print(line)
+        timm/resnet18.tv_in1k: 1 tensor loaded
+        left out: bn1.num_batches_tracked (a step counter)
+        left out: fc.weight (a new head)
+        new: classifier.kernel
+    """
+    lines = [f"{weights.source}: {_count(len(report.loaded), 'tensor')} loaded"]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.dropped.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, left in reasons.items():
+        shown = left[0] if len(left) == 1 else f"{left[0]} and {len(left) - 1} more like it"
+        lines.append(f"left out: {shown} ({reason})")
+    if report.kept:
+        lines.append(f"new: {', '.join(report.kept)}")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,0 +1,418 @@
+"""Published weights: each source's format, loaded and compared with its own library's logits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles import torch_reference
+from oracles.compare import require
+
+import flaxmed
+from flaxmed.cli import main
+from flaxmed.models import create_model
+from flaxmed.models.weights import known, list_weights, load, load_weights, open_weights
+from flaxmed.models.weights.files import read_weights
+from flaxmed.models.weights.known import HALF, IMAGENET, KNOWN, HubFile, imagenet_classes
+from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
+
+TOLERANCE = 1e-4  # of the largest logit, in float32
+
+
+@pytest.fixture
+def torch():
+    require("torchvision")
+    return importlib.import_module("torch")
+
+
+@functools.cache
+def reference(name, classes=1000, channels=3):
+    """A network of torchvision's or timm's with random values, the running ones among them."""
+    torch, torchvision, timm = torch_reference.import_packages()
+    torch.manual_seed(0)
+    if name == "legacy_xception":
+        model = timm.create_model(name, num_classes=classes, in_chans=channels)
+    else:
+        model = getattr(torchvision.models, name)(weights=None, num_classes=classes)
+        if channels != 3:
+            torch_reference.imagenet_stem(torch, model, channels)
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.75)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def images(n, side, channels=3):
+    return np.random.default_rng(0).normal(size=(n, side, side, channels)).astype(np.float32)
+
+
+def assert_same_logits(model, torch_model, x, torch):
+    with torch.no_grad():
+        expected = torch_model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    found = np.asarray(nnx.jit(lambda model, x: model(x))(model, jnp.asarray(x)))
+    worst = np.abs(found - expected).max()
+    print(f"max |difference of logits| {worst:.1e}, of logits up to {np.abs(expected).max():.1f}")
+    assert worst <= TOLERANCE * np.abs(expected).max()
+
+
+def respelled(state, *changes):
+    result = {}
+    for name, value in state.items():
+        for pattern, new in changes:
+            name = re.sub(pattern, new, name)
+        result[name] = value
+    return result
+
+
+def old_dots(state):
+    """As in the published densenet121-a639ec97.pth."""
+    return respelled(state, (r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2"))
+
+
+def monai(state):
+    return respelled(
+        state, (r"(denselayer\d+)\.", r"\1.layers."), (r"^classifier\.", "class_layers.out.")
+    )
+
+
+def cadene(state):
+    return respelled(state, (r"^fc\.", "last_linear."))
+
+
+SPELLINGS = {
+    "resnet18, torchvision": ("resnet18", dict, 64),
+    "densenet121, torchvision": ("densenet121", dict, 64),
+    "densenet121, the published file's dots": ("densenet121", old_dots, 64),
+    "densenet121, MONAI": ("densenet121", monai, 64),
+    "xception, timm": ("legacy_xception", dict, 96),
+    "xception, Cadene": ("legacy_xception", cadene, 96),
+}
+WRITERS = {
+    "zip": lambda torch, state, path: torch.save(state, path),
+    "legacy": lambda torch, state, path: torch.save(
+        state, path, _use_new_zipfile_serialization=False
+    ),
+    "safetensors": lambda torch, state, path: importlib.import_module(
+        "safetensors.torch"
+    ).save_file({name: value.contiguous() for name, value in state.items()}, path),
+}
+
+
+FILES = [
+    *((case, "zip") for case in SPELLINGS),
+    ("resnet18, torchvision", "legacy"),
+    ("resnet18, torchvision", "safetensors"),
+    ("xception, Cadene", "safetensors"),
+]
+
+
+@pytest.mark.parametrize(("case", "writer"), FILES)
+def test_logits_are_the_librarys_own(case, writer, torch, tmp_path, capsys):
+    name, spell, side = SPELLINGS[case]
+    torch_model = reference(name)
+    path = tmp_path / "weights"
+    WRITERS[writer](torch, spell(torch_model.state_dict()), path)
+    network = "xception" if name == "legacy_xception" else name
+    model = create_model(network, weights=path, rngs=nnx.Rngs(0))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"{path}: ")
+    assert len(said) == 2  # the step counters, and nothing else
+    assert "num_batches_tracked" in said[1]
+    assert_same_logits(model, torch_model, images(2, side), torch)
+
+
+# -------------------------------------------------------------- other sources, heads and channels
+
+
+def medmnist(torch, classes=5):
+    """MedMNIST's ResNet-18: a 3x3 stem, its own names for shortcuts and head, under "net"."""
+    model = copy.deepcopy(reference("resnet18", classes))
+    torch_reference.medmnist_stem(torch, model, 1)
+    state = respelled(model.state_dict(), (r"downsample", "shortcut"), (r"^fc\.", "linear."))
+    return model.eval(), {"net": state}
+
+
+def test_a_checkpoint_of_medmnist(torch, tmp_path):
+    torch_model, checkpoint = medmnist(torch)
+    torch.save(checkpoint, tmp_path / "resnet18_28_1.pth")
+    model = create_model(
+        "resnet18", 5, in_channels=1, weights=tmp_path / "resnet18_28_1.pth", rngs=nnx.Rngs(0)
+    )
+    assert model.stem_name == "small"
+    assert_same_logits(model, torch_model, images(2, 28, 1), torch)
+
+
+def test_a_state_of_torchxrayvision(torch, tmp_path, capsys):
+    torch_model = reference("densenet121", 18, 1)
+    state = {**torch_model.state_dict(), "op_threshs": torch.rand(18)}
+    torch.save(state, tmp_path / "nih.pt")
+    model = create_model(
+        "densenet121", 18, in_channels=1, weights=tmp_path / "nih.pt", rngs=nnx.Rngs(0)
+    )
+    said = capsys.readouterr().err
+    assert "left out: op_threshs (torchxrayvision's operating points" in said
+    assert_same_logits(model, torch_model, images(2, 64, 1), torch)
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory):
+    """torchvision's ResNet-18 with random values, as it is published."""
+    require("torchvision")
+    torch = importlib.import_module("torch")
+    path = tmp_path_factory.mktemp("published") / "resnet18.pth"
+    torch.save(reference("resnet18").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def published(resnet_file, monkeypatch):
+    """The file in the place of timm's, with what the table knows of it."""
+    entry = KNOWN["timm/resnet18.tv_in1k"]
+    monkeypatch.setattr(load.hub, "fetch", lambda file: resnet_file)
+    return entry.name
+
+
+def kernels(model):
+    return {
+        "stem": np.asarray(model.stem.conv.kernel[...]),
+        "stage": np.asarray(model.stage1[0].conv1.kernel[...]),
+        "head": np.asarray(model.classifier.kernel[...]),
+    }
+
+
+def test_another_number_of_classes_gets_a_new_head(published, capsys):
+    whole = create_model("resnet18", weights=published, rngs=nnx.Rngs(0))
+    model = create_model("resnet18", 2, weights=published, rngs=nnx.Rngs(0))
+    said = capsys.readouterr().err
+    assert "new: classifier.bias, classifier.kernel" in said
+    assert "left out: fc.weight and 1 more like it (the file has 1000 classes" in said
+    fresh = create_model("resnet18", 2, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(kernels(model)["head"], kernels(fresh)["head"])
+    np.testing.assert_array_equal(kernels(model)["stage"], kernels(whole)["stage"])
+    assert whole.info.classes == imagenet_classes()
+    assert not hasattr(model, "info")
+    assert model.preprocessing == whole.preprocessing == IMAGENET
+
+
+def test_grey_images_are_repeated_where_channels_are_normalised_differently(published):
+    model = create_model("resnet18", in_channels=1, weights=published, rngs=nnx.Rngs(0))
+    assert model.in_channels == 3
+    grey = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1), np.uint8)
+    rgb = np.repeat(grey, 3, axis=-1)
+    np.testing.assert_allclose(
+        flaxmed.predict(model, grey), flaxmed.predict(model, rgb), rtol=1e-4, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_where_all_are_normalised_alike_the_first_kernel_is_summed(channels, resnet_file, torch):
+    """Exact: grey copies give the logits that they gave before."""
+    weights = open_weights(resnet_file)
+    model = create_model("resnet18", in_channels=channels, weights=resnet_file, rngs=nnx.Rngs(0))
+    assert model.in_channels == channels
+    kernel = weights.tensors["conv1.weight"]
+    np.testing.assert_allclose(
+        kernels(model)["stem"][:, :, 0],
+        kernel.sum(axis=1).transpose(1, 2, 0) / channels,
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    grey = images(2, 64, 1)
+    with torch.no_grad():
+        rgb = torch.from_numpy(np.repeat(grey, 3, axis=-1).transpose(0, 3, 1, 2).copy())
+        expected = reference("resnet18")(rgb).numpy()
+    found = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(np.repeat(grey, channels, axis=-1)))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
+
+
+def test_more_channels_take_the_mean_preprocessing(published):
+    model = create_model("resnet18", 2, in_channels=4, weights=published, rngs=nnx.Rngs(0))
+    assert model.preprocessing == Preprocessing(
+        (float(np.mean(IMAGENET.mean)),), (float(np.mean(IMAGENET.std)),)
+    )
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def test_another_stem_is_refused_unless_it_is_to_be_new(published):
+    with pytest.raises(InputError, match=r'made for stem="imagenet" \(7x7, stride 2\)'):
+        create_model("resnet18", 2, stem="small", weights=published, rngs=nnx.Rngs(0))
+    model = create_model("resnet18", 2, stem="small", rngs=nnx.Rngs(0))
+    before = kernels(model)
+    report = load_weights(model, published, keep=["stem"])
+    assert "stem.conv.kernel" in report.kept
+    np.testing.assert_array_equal(kernels(model)["stem"], before["stem"])
+    assert not np.array_equal(kernels(model)["stage"], before["stage"])
+
+
+def spoiled(tensors, **changes):
+    result = {**tensors, **changes}
+    return {name: value for name, value in result.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layer1.0.conv1.weight": None}, "missing 1: layer1.0.conv1.weight"),
+        ({"layer5.weight": np.zeros(2)}, "unexpected 1: layer5.weight"),
+        ({"layer1.0.bn1.bias": np.zeros(3)}, "misshapen 1: layer1.0.bn1.bias 3 (expected 64)"),
+        (
+            {"layer1.0.bn1.bias": None, "more": np.zeros(1)},
+            "missing 1: layer1.0.bn1.bias; unexpected 1: more",
+        ),
+        ({"conv1.weight": np.zeros((64, 3, 7))}, "conv1.weight has shape (64, 3, 7)"),
+        ({"fc.weight": np.zeros(1000)}, "fc.weight has shape (1000,)"),
+        ({"layer1.0.conv3.weight": np.zeros(1)}, "holds a ResNet of bottleneck blocks"),
+        ({"layer1.2.conv1.weight": np.zeros(1)}, "a ResNet with more blocks than ResNet-18's"),
+    ],
+)
+def test_what_does_not_fit_is_listed(changes, says, resnet_file, published, monkeypatch):
+    file = read_weights(resnet_file)
+    other = dataclasses.replace(file, tensors=spoiled(file.tensors, **changes))
+    monkeypatch.setattr(load, "read_weights", lambda path: other)
+    with pytest.raises(InputError) as error:
+        create_model("resnet18", 1000, weights=published, rngs=nnx.Rngs(0))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("timm/xception41.tf_in1k", "xception41 is Google's aligned Xception"),
+        ("weights.pth", "no such weights; expected a file, a repository OWNER/NAME, or one of"),
+        ("a/b/c", "no such weights; expected a file"),
+    ],
+)
+def test_unknown_names(source, says, monkeypatch):
+    monkeypatch.setattr(load.hub, "_from_hub", lambda file: pytest.fail("asked the hub"))
+    with pytest.raises(InputError) as error:
+        open_weights(source)
+    assert says in str(error.value)
+
+
+def test_the_wrong_network_is_refused_by_name(published):
+    with pytest.raises(InputError, match="weights of resnet18, not of xception"):
+        create_model("xception", 2, weights=published, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="made for the variant 'torchvision', not 'keras'"):
+        create_model("resnet18", 2, weights=published, variant="keras", rngs=nnx.Rngs(0))
+
+
+# ---------------------------------------------------------------------------------- the table
+
+
+def test_the_table_says_what_timm_says(torch):
+    """Where they are, what they were made for, under which licence."""
+    require("timm")
+    models = importlib.import_module("timm.models")
+    checked = 0
+    for entry in KNOWN.values():
+        if not entry.name.startswith("timm/"):
+            continue
+        cfg = models.get_pretrained_cfg(entry.name.removeprefix("timm/"))
+        if isinstance(entry.file, HubFile):
+            assert entry.file.repo == cfg.hf_hub_id
+        else:
+            assert entry.file.url == cfg.url
+        size = cfg.input_size[1:]
+        assert size == (entry.image_size, entry.image_size)
+        assert entry.crop == cfg.crop_pct
+        assert entry.interpolation == cfg.interpolation
+        assert entry.licence == cfg.license
+        mean = entry.preprocessing.mean * (3 // len(entry.preprocessing.mean))
+        std = entry.preprocessing.std * (3 // len(entry.preprocessing.std))
+        assert (mean, std) == (tuple(cfg.mean), tuple(cfg.std))
+        checked += 1
+    assert checked == 10
+
+
+def test_the_table_says_what_torchvision_says(torch):
+    models = importlib.import_module("torchvision").models
+    for name, found in (
+        ("torchvision/resnet18", models.ResNet18_Weights.IMAGENET1K_V1),
+        ("torchvision/densenet121", models.DenseNet121_Weights.IMAGENET1K_V1),
+    ):
+        entry, transforms = KNOWN[name], found.transforms()
+        assert entry.file.url == found.url
+        assert f"-{entry.file.sha256}." in found.url
+        assert transforms.crop_size == [entry.image_size]
+        assert transforms.crop_size[0] / transforms.resize_size[0] == entry.crop
+        assert transforms.interpolation.value == entry.interpolation
+        assert (entry.preprocessing.mean, entry.preprocessing.std) == (
+            tuple(transforms.mean),
+            tuple(transforms.std),
+        )
+        assert tuple(found.meta["categories"]) == imagenet_classes()
+
+
+def test_every_name_is_a_networks():
+    assert set(list_weights()) == set(KNOWN)
+    for network in flaxmed.list_models():
+        for name in list_weights(network):
+            entry = KNOWN[name]
+            assert entry.network == network
+            assert entry.variant in flaxmed.list_variants(network)
+    assert known.HALF == HALF == Preprocessing((0.5,), (0.5,))
+
+
+# ------------------------------------------------------------------------------ written again
+
+
+@pytest.mark.parametrize("naming", ["flaxmed", "torchvision"])
+def test_conversion_is_exact_both_ways(naming, resnet_file, torch, tmp_path):
+    """From torch's file to ours or to their names, and into torchvision's own network."""
+    path = tmp_path / "converted.safetensors"
+    assert main(["convert-weights", str(resnet_file), str(path), "--naming", naming]) == 0
+    weights = open_weights(path)
+    assert weights.kind.naming == naming
+    back = tmp_path / "back.safetensors"
+    assert main(["convert-weights", str(path), str(back), "--naming", "torchvision"]) == 0
+    state = importlib.import_module("safetensors.torch").load_file(back)
+    fresh = importlib.import_module("torchvision").models.resnet18(weights=None)
+    assert not fresh.load_state_dict(state, strict=True).missing_keys
+    for name, value in reference("resnet18").state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(fresh.state_dict()[name], value), name
+
+
+def test_a_file_of_ours_says_what_it_takes_to_use_it(tmp_path):
+    path, rngs = tmp_path / "mine.safetensors", nnx.Rngs(0)
+    model = create_model("xception", 2, in_channels=1, stem="small", variant="timm", rngs=rngs)
+    model.info = DatasetInfo("mine", Task.BINARY, ("benign", "malignant"), channels=1, positive=0)
+    model.preprocessing = Preprocessing((0.3,), (0.2,))
+    flaxmed.save_weights(model, path, licence="CC BY 4.0")
+    again = create_model("xception", weights=path, in_channels=1, rngs=nnx.Rngs(1))
+    assert (again.info, again.preprocessing) == (model.info, model.preprocessing)
+    assert (again.stem_name, again.num_classes, again.config) == ("small", 2, model.config)
+    assert open_weights(path).licence == "CC BY 4.0"
+    grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    np.testing.assert_array_equal(flaxmed.predict(again, grey), flaxmed.predict(model, grey))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["OUT.pth"], "OUT.pth: expected a name that ends in .safetensors"),
+        (["OUT.safetensors", "--naming", "keras"], "unknown naming 'keras' for ResNet18"),
+        (["no/OUT.safetensors"], "no/OUT.safetensors"),
+    ],
+)
+def test_what_cannot_be_converted(words, says, resnet_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert-weights", str(resnet_file), *words]) in (1, 2)
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("flaxmed: error: ")
+    assert says in err
+    assert not list(tmp_path.iterdir())
