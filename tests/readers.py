@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from flaxmed.data import load_npz
 from flaxmed.evaluation.runs import _read_history
 from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.worst import read_thumbnails
+from flaxmed.models.weights.keras_files import read_keras
 from flaxmed.training import manifest
 from flaxmed.training.checkpoint import stored_names
 from flaxmed.training.config import TrainConfig
@@ -78,3 +80,7 @@ READERS = {
     "arrays": Reader("_METADATA", stored_names, (_text(_LIST),)),
     "subgroups": Reader("sex.csv", read_subgroups, (b"id,sex\na,F\nb,M\nc,\n",)),
 }
+if importlib.util.find_spec("h5py"):  # which writes the examples
+    from malformed_keras import toy
+
+    READERS["keras weights"] = Reader("x.weights.h5", read_keras, (toy("listed"), toy("numbered")))
