@@ -125,7 +125,7 @@ def test_an_optimiser_and_metrics_are_left_out(living, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_within_another(living, tmp_path):
-    """As KerasHub's classifiers and most of transfer learning have it: the head is outside."""
+    """As in KerasHub's classifiers and in transfer learning: the head is outside."""
     keras, model = living.keras, living.model
     layers = keras.layers
     part = keras.Model(model.input, model.layers[-3].output)
@@ -221,16 +221,11 @@ def rewritten(path, spell):
     return path
 
 
-def keras_1(counters):
+def keras_1(kind, name):
     """Every layer numbered from 1, its tensors right below it, as in the published Xception."""
-
-    def spell(kind, name):
-        layer, tensors = KERAS_1[kind]
-        counters[layer] = counters.get(layer, 0) + 1
-        layer = f"{layer}_{counters[layer]}"
-        return layer, [f"{layer}_{tensor}:0" for tensor in tensors]
-
-    return spell
+    layer, tensors = KERAS_1[kind]
+    number = 1 + [n for k, n in malformed_keras.LAYERS if k == kind].index(name)
+    return f"{layer}_{number}", [f"{layer}_{number}_{tensor}:0" for tensor in tensors]
 
 
 def shortcuts_of_keras_1(kind, name):
@@ -247,7 +242,7 @@ def keras_2(kind, name):
     return name, [f"{name}/{tensor}_1:0" for tensor in KERAS_1[kind][1]]
 
 
-@pytest.mark.parametrize("spell", [keras_1({}), shortcuts_of_keras_1, keras_2])
+@pytest.mark.parametrize("spell", [keras_1, shortcuts_of_keras_1, keras_2])
 def test_old_spellings(spell, writer, tmp_path):
     (tmp_path / "x.h5").write_bytes(toy("listed"))
     expected = read_keras(tmp_path / "x.h5")
@@ -309,6 +304,20 @@ def test_other_places_of_the_layers(writer, place, tmp_path):
         if place == "backbone/layers":
             root.move("layers/dense", "output_dense")
         root.move("layers", place)
+
+    (tmp_path / "x.weights.h5").write_bytes(malformed_keras.changed("numbered", change))
+    same(read_keras(tmp_path / "x.weights.h5"), expected)
+
+
+def test_what_is_not_the_networks_is_left_out(writer, tmp_path):
+    """In some versions of Keras 3 metrics, and dropout's generators, keep arrays in the file."""
+    (tmp_path / "x.weights.h5").write_bytes(toy("numbered"))
+    expected = read_keras(tmp_path / "x.weights.h5")
+
+    def change(root):
+        root["optimizer/vars/0"] = 7
+        root["metrics/mean/vars/0"] = np.float32(0.5)
+        root["layers/dropout/seed_generator/vars/0"] = np.array([1, 2], np.uint32)
 
     (tmp_path / "x.weights.h5").write_bytes(malformed_keras.changed("numbered", change))
     same(read_keras(tmp_path / "x.weights.h5"), expected)

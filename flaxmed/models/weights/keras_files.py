@@ -48,9 +48,7 @@ _CLASSES = {
 }
 _HEAD = "predictions"
 # Beside the network: the optimiser's moments, running metrics, and the state of dropout's draws.
-_NOT_WEIGHTS = re.compile(
-    r"optimizer|_?loss_tracker|_?(?:compile_)?metrics|seed_generator(?:_\d+)?"
-)
+_NOT_WEIGHTS = re.compile(r"optimizer|metrics|seed_generator(?:_\d+)?")
 _DEEPEST = 16  # groups within groups
 
 
