@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from oracles import torch_reference
+from oracles.cases import random_tensors
 from oracles.compare import require
 
 import flaxmed
 from flaxmed.cli import main
 from flaxmed.models import create_model
+from flaxmed.models.pretrained import table_of, to_foreign
 from flaxmed.models.weights import known, list_weights, load, load_weights, open_weights
 from flaxmed.models.weights.files import read_weights
 from flaxmed.models.weights.known import HALF, IMAGENET, KNOWN, HubFile, imagenet_classes
+from flaxmed.models.weights.recognise import Kind, recognise
 from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
 TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -416,3 +419,31 @@ def test_what_cannot_be_converted(words, says, resnet_file, tmp_path, monkeypatc
     assert err.splitlines()[-1].startswith("flaxmed: error: ")
     assert says in err
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------- told from the tensors
+
+
+@pytest.mark.parametrize(
+    ("network", "naming", "stem"),
+    [
+        ("resnet18", "torchvision", "imagenet"),
+        ("resnet18", "torchvision", "small"),
+        ("resnet18", "medmnist", "small"),
+        ("densenet121", "torchvision", "imagenet"),
+        ("densenet121", "keras", "imagenet"),
+        ("xception", "timm", "imagenet"),
+        ("xception", "keras", "imagenet"),
+    ],
+)
+def test_network_and_names_are_told_from_the_tensors(network, naming, stem):
+    model = nnx.eval_shape(
+        lambda: create_model(network, 7, in_channels=2, stem=stem, rngs=nnx.Rngs(0))
+    )
+    tensors = to_foreign(random_tensors(model), model, naming)
+    assert recognise(tensors, "file") == Kind(network, naming, stem, 2, 7)
+    head = {"classifier.kernel", "classifier.bias"}
+    table = table_of(model, naming)
+    bare = {name: value for name, value in tensors.items() if table.own(name)[0] not in head}
+    assert len(bare) == len(tensors) - 2
+    assert recognise(bare, "file").num_classes is None
