@@ -12,7 +12,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["flaxmed", "json", "csv", "zipfile", "numpy.lib"]):
+with atheris.instrument_imports(
+    include=["flaxmed", "json", "csv", "zipfile", "pickletools", "numpy.lib"]
+):
     from readers import READERS
 
     from flaxmed.types import InputError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import malformed
+import malformed_weights
 import numpy as np
 
 from flaxmed.cli import _file_config
@@ -20,6 +21,8 @@ from flaxmed.evaluation.runs import _read_history
 from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.worst import read_thumbnails
 from flaxmed.models.weights.keras_files import read_keras
+from flaxmed.models.weights.safetensors_files import read_safetensors
+from flaxmed.models.weights.torch_files import read_torch
 from flaxmed.training import manifest
 from flaxmed.training.checkpoint import stored_names
 from flaxmed.training.config import TrainConfig
@@ -78,6 +81,20 @@ READERS = {
     ),
     "seal": Reader(manifest.NAME, lambda path: manifest.damage(path.parent), (_text(_SEAL),)),
     "arrays": Reader("_METADATA", stored_names, (_text(_LIST),)),
+    "torch weights": Reader(
+        "weights.pth",
+        read_torch,
+        (
+            malformed_weights.legacy(),
+            malformed_weights.archive(),
+            malformed_weights.legacy(malformed_weights.checkpoint()),
+        ),
+    ),
+    "safetensors": Reader(
+        "weights.safetensors",
+        read_safetensors,
+        (malformed_weights.safe(malformed_weights.SAFE),),
+    ),
     "subgroups": Reader("sex.csv", read_subgroups, (b"id,sex\na,F\nb,M\nc,\n",)),
 }
 if importlib.util.find_spec("h5py"):  # which writes the examples
