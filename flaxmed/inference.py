@@ -56,6 +56,16 @@ def standardise(
     return (images - mean) / std
 
 
+def check_channels(model: Any, preprocessing: Preprocessing) -> None:
+    """Raises InputError unless there is one mean, or as many as the network takes channels."""
+    means, channels = len(preprocessing.mean), model.in_channels
+    if means not in (1, channels):
+        raise InputError(
+            f"preprocessing has {means} means, the network {channels} channels; "
+            f"expected 1 or {channels}"
+        )
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "preprocessing", "devices"))
 def _forward(
     graphdef: Any, state: Any, images: Array, preprocessing: Preprocessing, devices: int
@@ -104,6 +114,7 @@ def predict_logits(
         raise InputError(
             "the model carries no preprocessing; pass preprocessing=Preprocessing(...)"
         )
+    check_channels(model, preprocessing)
     if getattr(images, "dtype", None) != np.uint8 or len(images.shape) not in (3, 4):
         found = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise InputError(f"images must be uint8 [n, height, width, channels], got {found}")

@@ -392,7 +392,7 @@ def test_the_memory_of_a_device_decides_how_many_seeds_share_it(data, monkeypatc
         def memory_stats(self):
             return {"bytes_limit": self.limit} if self.limit else None
 
-    monkeypatch.setattr(seeds, "seed_bytes", lambda *_: 10**9)
+    monkeypatch.setattr(seeds, "seed_bytes", lambda *_, **__: 10**9)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     for limit, expected in ((None, 8), (16 * 10**9, 8), (6 * 10**9, 4), (10**8, 1)):
         monkeypatch.setattr(jax, "local_devices", lambda limit=limit: [Device(limit)])

@@ -20,7 +20,7 @@ from flax import nnx
 
 from flaxmed.data import as_dataset, load_dataset
 from flaxmed.data.splits import describe
-from flaxmed.inference import standardise
+from flaxmed.inference import check_channels, standardise
 from flaxmed.models import native
 from flaxmed.training import rundir
 from flaxmed.training.batches import describe_fetch, fetch_kind, open_calls, steps_per_call
@@ -246,6 +246,7 @@ def check_run(
     images = jax.ShapeDtypeStruct((batch, *size, dataset.info.channels), jnp.float32)
 
     def trained(model: Any, images: jax.Array) -> jax.Array:
+        check_channels(model, config.preprocessing)
         network = nnx.view(model, use_running_average=False)
         return network(standardise(images, config.preprocessing))
 
