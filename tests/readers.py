@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import malformed
 import malformed_weights
 import numpy as np
+import safetensors.numpy
 
 from flaxmed.cli import _file_config
 from flaxmed.data import load_npz
 from flaxmed.evaluation.runs import _read_history
 from flaxmed.evaluation.subgroups import read_subgroups
 from flaxmed.evaluation.worst import read_thumbnails
+from flaxmed.models.weights import metadata, open_weights
 from flaxmed.models.weights.keras_files import read_keras
 from flaxmed.models.weights.safetensors_files import read_safetensors
 from flaxmed.models.weights.torch_files import read_torch
@@ -28,7 +30,7 @@ from flaxmed.training.checkpoint import stored_names
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.run import _read_dataset
 from flaxmed.training.rundir import read_rows
-from flaxmed.types import Predictions
+from flaxmed.types import DatasetInfo, Predictions, Preprocessing, Task
 
 
 class Reader(NamedTuple):
@@ -65,6 +67,29 @@ _SEAL = {"files": {"default/values": {"bytes": 4, "sha256": "0" * 64}}}
 _LIST = {"tree_metadata": {"('a/b',)": {"key_metadata": [{"key": "a/b", "key_type": 2}]}}}
 _THUMBNAILS = {"ids": np.array(["a"]), "images": np.zeros((1, 8, 8, 1), np.uint8)}
 
+
+def _own_weights() -> bytes:
+    said = metadata.describe(
+        network="resnet18",
+        variant="torchvision",
+        stem="small",
+        in_channels=1,
+        num_classes=2,
+        preprocessing=Preprocessing(),
+        info=DatasetInfo("mine", Task.BINARY, ("a", "b"), channels=1),
+    )
+    return safetensors.numpy.save({"classifier.bias": np.zeros(2, np.float32)}, said)
+
+
+def _published_weights() -> bytes:
+    shapes = {
+        "conv1.weight": (4, 3, 3, 3),
+        "layer4.0.downsample.0.weight": (4, 4, 1, 1),
+        "fc.weight": (2, 4),
+    }
+    return safetensors.numpy.save({name: np.zeros(s, np.float32) for name, s in shapes.items()})
+
+
 READERS = {
     "data set": Reader(
         "mine.npz",
@@ -95,6 +120,8 @@ READERS = {
         read_safetensors,
         (malformed_weights.safe(malformed_weights.SAFE),),
     ),
+    # whichever format, and whose network it is
+    "weights": Reader("weights.bin", open_weights, (_own_weights(), _published_weights())),
     "subgroups": Reader("sex.csv", read_subgroups, (b"id,sex\na,F\nb,M\nc,\n",)),
 }
 if importlib.util.find_spec("h5py"):  # which writes the examples

@@ -74,7 +74,9 @@ def parse(metadata: Mapping[str, str], place: str) -> dict[str, Any] | None:
     try:
         preprocessing = None if own is None else Preprocessing.from_dict(own)
         info = None if info is None else DatasetInfo.from_dict(info)
-    except (InputError, KeyError) as error:
+    except KeyError as error:
+        raise InputError(f"{place}: metadata: {error} is missing") from None
+    except ValueError as error:
         raise InputError(f"{place}: metadata: {error}") from None
     return {
         "kind": Kind(
