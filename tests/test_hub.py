@@ -99,6 +99,8 @@ def test_a_file_from_an_address(server, tmp_path, monkeypatch):
     assert path == tmp_path / "flaxmed" / "weights" / "net-1.pth"
     assert hub.fetch(WebFile(url, sha256=digest[:8])) == path
     assert len(server.asked) == 1
+    path.write_bytes(DATA[:-1])
+    assert hub.fetch(WebFile(url, sha256=digest[:8])).read_bytes() == DATA
     path.unlink()
     with pytest.raises(
         InputError, match=r"has SHA-256 .* expected 00000000; or fetch it elsewhere"

@@ -20,7 +20,6 @@ from flaxmed.models.weights.known import (
 from flaxmed.types import InputError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_CHUNK = 2**20
 
 
 def find(source: str) -> tuple[Path, Known | None]:
@@ -71,10 +70,15 @@ def fetch(file: HubFile | WebFile) -> Path:
     if isinstance(file, HubFile):
         return _from_hub(file)
     target = cache_dir() / "weights" / file.url.rpartition("/")[2]
-    if not target.exists():
+    if not (target.exists() and _is_published(target, file)):  # a damaged copy is fetched again
         hint = f"or fetch it elsewhere and pass the file, or put it at {target}"
         download(file.url, target, md5=file.md5, sha256=file.sha256, hint=hint)
     return target
+
+
+def _is_published(path: Path, file: WebFile) -> bool:
+    found = _digest(path, "md5" if file.md5 else "sha256")
+    return found.startswith(file.md5 or file.sha256 or found)
 
 
 def _from_hub(file: HubFile) -> Path:
@@ -89,7 +93,7 @@ def _from_hub(file: HubFile) -> Path:
             path = Path(hf_hub_download(file.repo, file.name))
         except Exception as error:
             raise InputError(f"{file.repo}: {_reason(error, file)}") from None
-        if (expected := _expected_sha256(path)) in (None, found := _sha256(path)):
+        if (expected := _expected_sha256(path)) in (None, found := _digest(path, "sha256")):
             return path
         path.resolve().unlink()
     raise InputError(
@@ -103,12 +107,9 @@ def _expected_sha256(path: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path, algorithm: str) -> str:
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _reason(error: Exception, file: HubFile) -> str:
