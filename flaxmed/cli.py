@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxmed import __version__
+from flaxmed.cli_weights import add_weights
 from flaxmed.command import Parser, add_distributed, join_job, run_command
 from flaxmed.types import InputError, read_json
 
@@ -47,7 +48,7 @@ def _parser() -> Parser:
     _add_summary(commands)
     _add_bench(commands)
     _add_datasets(commands)
-    _add_convert(commands)
+    add_weights(commands)
     return parser
 
 
@@ -337,36 +338,6 @@ def _summary(arguments: argparse.Namespace) -> None:
     print(summary.to_text(layers=not arguments.stages))
     if drawn:
         print(f"\nwritten to {' '.join(map(str, drawn))}")
-
-
-def _add_convert(commands: Any) -> None:
-    command = commands.add_parser(
-        "convert-weights", help="weights of any format, or of a run, as safetensors"
-    )
-    command.add_argument(
-        "source", help="a file, a run directory, a repository OWNER/NAME, or a published name"
-    )
-    command.add_argument("out", type=Path, metavar="OUT.safetensors")
-    command.add_argument(
-        "--naming",
-        default="flaxmed",
-        help="whose names the tensors get: flaxmed, torchvision, timm, medmnist or keras",
-    )
-    command.set_defaults(call=_convert_weights)
-
-
-def _convert_weights(arguments: argparse.Namespace) -> None:
-    from flaxmed.models.weights import convert_weights, save_weights
-
-    if arguments.out.suffix != ".safetensors":
-        raise InputError(f"{arguments.out}: expected a name that ends in .safetensors")
-    if (Path(arguments.source) / "config.json").is_file():
-        from flaxmed.training import load_model
-
-        save_weights(load_model(arguments.source), arguments.out, naming=arguments.naming)
-    else:
-        convert_weights(arguments.source, arguments.out, naming=arguments.naming)
-    print(f"written to {arguments.out}, with the names of {arguments.naming}")
 
 
 def _add_bench(commands: Any) -> None:

@@ -39,6 +39,8 @@ MAY_IMPORT = {
     "training": {"types", "files", "allocator", "models", "data", "evaluation", "inference"},
     "benchmark": {"types", "allocator", "models", "training", "summary"},
 }
+MAY_IMPORT["verify"] = {"types", "models"}
+MAY_IMPORT["cli_weights"] = {"types", "models", "training", "verify"}
 MAY_IMPORT["command"] = {"types", "allocator", "training"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "flaxmed"}
 MAY_IMPORT["__main__"] = {"cli"}

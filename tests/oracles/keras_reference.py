@@ -1,26 +1,24 @@
 """Keras's networks on its torch backend, called like ``cases.Ours``. Imports keras when built.
 
-Keras computes with its own layers and optimiser. torch, not JAX, underneath: XLA's convolutions by
-channel are slow in float64 on a CPU, and a reference that shares nothing with us says more.
+Keras computes with its own layers and optimiser. XLA's convolutions by channel are slow in float64
+on a CPU, so torch is underneath.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
-import os
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from flaxmed.verify import keras_network
+from flaxmed.verify.keras_network import KerasNetwork, precision
+
 from . import torch_reference
 from .cases import CLASSES, LEARNING_RATE, MOMENTUM, STEPS, Case, Step, Tensors
 
+__all__ = ["KerasReference", "import_packages", "precision"]
 
-@functools.cache
+
 def import_packages() -> Any:
     """keras on its torch backend.
 
@@ -28,62 +26,21 @@ def import_packages() -> Any:
         ImportError: It is not installed, or was imported before with another backend.
     """
     torch_reference.import_packages()
-    os.environ["KERAS_BACKEND"] = "torch"
-    with warnings.catch_warnings():
-        # of the package's own making, at import alone
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        keras = importlib.import_module("keras")
-    if keras.backend.backend() != "torch":
-        raise ImportError(f"keras runs on {keras.backend.backend()}, expected its torch backend")
-    return keras
+    return keras_network.import_packages()
 
 
-@contextlib.contextmanager
-def precision(keras: Any, dtype: type) -> Iterator[None]:
-    """Makes Keras build and compute in one precision throughout.
-
-    Losses and new layers take the default precision. And outside TensorFlow, Keras's type promotion
-    turns float64 into float32, batch normalisation's inputs among them; here it keeps float64, as
-    it does with TensorFlow.
-    """
-    promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
-    before = keras.config.floatx(), keras.config.dtype_policy(), promotion["float64"]
-    name = np.dtype(dtype).name
-    keras.config.set_floatx(name)
-    keras.config.set_dtype_policy(name)
-    promotion["float64"] = name
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(before[0])
-        keras.config.set_dtype_policy(before[1])
-        promotion["float64"] = before[2]
-
-
-class KerasReference:
-    """A network of ``keras.applications`` in one precision and at one size."""
+class KerasReference(KerasNetwork):
+    """A network of ``keras.applications`` in one precision and at one size, which trains too."""
 
     def __init__(self, case: Case, channels: int, dtype: type, size: int, classes: int = CLASSES):
-        self.keras = import_packages()
-        self.torch = torch_reference.import_packages()[0]
-        self.dtype = dtype
-        self.kind = {np.float32: self.torch.float32, np.float64: self.torch.float64}[dtype]
-        build = {
-            "Xception": self.keras.applications.Xception,
-            "DenseNet121": self.keras.applications.DenseNet121,
-        }[case.network.__name__]
-        stages = {"Xception": _xception, "DenseNet121": _densenet}[case.network.__name__]
-        with precision(self.keras, self.dtype):
-            self.model = build(
-                weights=None,
-                input_shape=(size, size, channels),
-                classes=classes,
-                classifier_activation=None,
-            )
-            layers = stages(self.keras, self.model)
-            outputs = {stage: layer.output for stage, layer in layers.items()}
-            self.probe = self.keras.Model(self.model.inputs, [self.model.output, outputs])
+        import_packages()
+        super().__init__(
+            case.network.__name__.lower(),
+            channels=channels,
+            classes=classes,
+            size=size,
+            dtype=dtype,
+        )
 
     @property
     def parameter_count(self) -> int:
@@ -93,21 +50,6 @@ class KerasReference:
     def tensors(self) -> Tensors:
         """Every variable by path."""
         return self._named(self.model.variables, map(_array, self.model.variables))
-
-    def load(self, tensors: Tensors) -> None:
-        """Takes all variables; ``tensors`` number the unnamed layers as a fresh process would."""
-        variables = dict(zip(self._fresh_paths(), self.model.variables, strict=True))
-        if set(variables) != set(tensors):
-            difference = sorted(set(variables) ^ set(tensors))
-            raise ValueError(f"the names differ: {difference}")
-        for path, variable in variables.items():
-            variable.assign(np.asarray(tensors[path], self.dtype))
-
-    def evaluate(self, images: np.ndarray) -> tuple[np.ndarray, Tensors]:
-        """Logits and the maps that flaxmed names."""
-        with precision(self.keras, self.dtype), self.torch.no_grad():
-            logits, maps = self.probe(self.torch.tensor(images, dtype=self.kind), training=False)
-        return logits.numpy(), {stage: value.numpy() for stage, value in maps.items()}
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> Step:
         """One training step without the update: gradients, and the statistics it moves."""
@@ -143,41 +85,6 @@ class KerasReference:
         pairs = zip(variables, values, strict=True)
         return {fresh[id(variable)]: np.asarray(value) for variable, value in pairs}
 
-    def _fresh_paths(self) -> list[str]:
-        """Paths with the unnamed layers numbered from zero, in the order of their building."""
-        numbers: dict[str, dict[str, int]] = {}
-        paths = []
-        for variable in self.model.variables:
-            layer, value = variable.path.split("/")
-            kind = next((k for k in ("conv2d", "batch_normalization") if layer.startswith(k)), None)
-            if kind:
-                number = numbers.setdefault(kind, {}).setdefault(layer, len(numbers[kind]))
-                layer = f"{kind}_{number}" if number else kind
-            paths.append(f"{layer}/{value}")
-        return paths
-
 
 def _array(variable: Any) -> np.ndarray:
     return variable.value.detach().numpy().copy()
-
-
-def _xception(keras: Any, model: Any) -> dict[str, Any]:
-    own = [*(f"entry{i}" for i in range(1, 4)), *(f"middle{i}" for i in range(1, 9)), "exit1"]
-    sums = [layer for layer in model.layers if isinstance(layer, keras.layers.Add)]
-    return {
-        "stem": model.get_layer("block1_conv2_act"),
-        **dict(zip(own, sums, strict=True)),
-        "exit2": model.get_layer("block14_sepconv1_act"),
-        "exit3": model.get_layer("block14_sepconv2_act"),
-        "final": model.get_layer("block14_sepconv2_act"),
-    }
-
-
-def _densenet(keras: Any, model: Any) -> dict[str, Any]:
-    ends = {1: 6, 2: 12, 3: 24, 4: 16}
-    return {
-        "stem": model.get_layer("pool1"),
-        **{f"stage{i}": model.get_layer(f"conv{i + 1}_block{n}_concat") for i, n in ends.items()},
-        **{f"transition{i}": model.get_layer(f"pool{i + 1}_pool") for i in range(1, 4)},
-        "final": model.get_layer("relu"),
-    }
