@@ -374,10 +374,11 @@ def test_every_name_is_a_networks():
 
 
 @pytest.mark.parametrize("naming", ["flaxmed", "torchvision"])
-def test_conversion_is_exact_both_ways(naming, resnet_file, torch, tmp_path):
+def test_conversion_is_exact_both_ways(naming, resnet_file, torch, tmp_path, capsys):
     """From torch's file to ours or to their names, and into torchvision's own network."""
     path = tmp_path / "converted.safetensors"
     assert main(["convert-weights", str(resnet_file), str(path), "--naming", naming]) == 0
+    assert "left out: bn1.num_batches_tracked and 19 more like it" in capsys.readouterr().err
     weights = open_weights(path)
     assert weights.kind.naming == naming
     back = tmp_path / "back.safetensors"

@@ -107,8 +107,7 @@ def build(
         stem=stem or kind.stem,
         **options,
     )
-    report = load_weights(model, weights)
-    print(*report_lines(weights, report), sep="\n", file=sys.stderr)
+    _say(weights, load_weights(model, weights))
     if weights.info is not None and kind.num_classes == classes:
         model.info = dataclasses.replace(weights.info, channels=in_channels)
     return model
@@ -133,10 +132,14 @@ def build_as_it_is(weights: Weights) -> Any:
         variant=weights.variant,
         rngs=nnx.Rngs(0),
     )
-    load_weights(model, weights)
+    _say(weights, load_weights(model, weights))
     if weights.info is not None:
         model.info = weights.info
     return model
+
+
+def _say(weights: Weights, report: LoadReport) -> None:
+    print(*report_lines(weights, report), sep="\n", file=sys.stderr)
 
 
 def channels_for(weights: Weights, in_channels: int) -> int:
