@@ -410,12 +410,12 @@ def test_a_file_of_ours_says_what_it_takes_to_use_it(tmp_path):
     [
         (["OUT.pth"], "OUT.pth: expected a name that ends in .safetensors"),
         (["OUT.safetensors", "--naming", "keras"], "unknown naming 'keras' for ResNet18"),
-        (["no/OUT.safetensors"], "no/OUT.safetensors"),
+        (["no/OUT.safetensors"], "no: cannot write here: No such file or directory"),
     ],
 )
 def test_what_cannot_be_converted(words, says, resnet_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["convert-weights", str(resnet_file), *words]) in (1, 2)
+    assert main(["convert-weights", str(resnet_file), *words]) == 2
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith("flaxmed: error: ")
     assert says in err

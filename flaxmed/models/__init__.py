@@ -74,7 +74,7 @@ def variant_of(model: ResNet | DenseNet | Xception) -> tuple[str, str]:
     """
     for name, variants in _VARIANTS.items():
         for variant, config in variants.items():
-            if isinstance(model, _MODELS[name].__mro__[0]) and model.config == config:
+            if isinstance(model, _MODELS[name]) and model.config == config:
                 return name, variant
     raise InputError(f"{type(model).__name__}: its configuration is none of the published ones")
 
@@ -131,7 +131,7 @@ def create_model(
         in_channels: Channels of the images. From weights for other channels the kernels of the
             first convolution are summed; but where the weights' channels are normalised
             differently, as with ImageNet's means, the network for grey images keeps three, and
-            ``flaxmed.predict`` and ``flaxmed.train`` repeat the images for it.
+            ``flaxmed.predict`` repeats the images for it.
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels; None for the
             weights', or "imagenet".
         variant: Whose constants and padding: one of ``list_variants(name)``; None for the weights',

@@ -11,9 +11,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from flaxmed.files import written_whole
 from flaxmed.models.weights.opening import opened
 from flaxmed.models.weights.torch_objects import numbers, one_line
-from flaxmed.types import InputError, RunError
+from flaxmed.types import InputError
 
 WANTED = "a safetensors file"
 MOST_HEADER = 100_000_000  # bytes; the library's own bound
@@ -111,29 +112,21 @@ def write_safetensors(
         metadata: Texts by name, for the header.
 
     Raises:
-        InputError: An array of another type.
-        RunError: The disk is full or not writable.
+        InputError: An array of another type; a folder that cannot be written.
+        RunError: The disk is full.
 
     Example:
         >>> write_safetensors("no/such/a.safetensors", {"x": np.zeros(3)})
         Traceback (most recent call last):
-        flaxmed.types.RunError: no/such/a.safetensors: cannot be written: No such file or directory
+        flaxmed.types.InputError: no/such: cannot write here: No such file or directory
     """
     path = Path(path)
     native = {name: _native(path, name, array) for name, array in tensors.items()}
     data = safetensors.numpy.save(native, metadata=dict(metadata or {}))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # a full disk may not show before
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with written_whole(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may not show before
 
 
 def _native(path: Path, name: str, array: np.ndarray) -> np.ndarray:

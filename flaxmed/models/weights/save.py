@@ -35,8 +35,9 @@ def save_weights(
         licence: of the weights.
 
     Raises:
-        InputError: an unknown naming; a network that is none of the published variants.
-        RunError: the file cannot be written.
+        InputError: an unknown naming; a network that is none of the published variants; a folder
+            that cannot be written.
+        RunError: the disk is full.
 
     Example:
         >>> import tempfile
