@@ -261,7 +261,9 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_can_go_on(tmp_pa
     code = FILLS_THE_DISK.replace("FOLDER", str(tmp_path / "disk"))
     done = in_a_small_disk(2**24, tmp_path / "disk", code.replace("OTHER", str(tmp_path / "other")))
     assert "CODES 1 [] 0" in done.stdout, done.stdout + done.stderr
-    (line,) = [x for x in done.stderr.splitlines() if not x.startswith("flaxmed: run ")]
+    lines = [x for x in done.stderr.splitlines() if not x.startswith("flaxmed: run ")]
+    assert len(lines) == 1, done.stderr
+    (line,) = lines
     # before a save, or in the middle of one
     assert line.startswith(f"flaxmed: error: {tmp_path / 'disk' / 'run'}")
     assert "no space left" in line.lower() or "MB are free" in line

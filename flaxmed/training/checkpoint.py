@@ -7,7 +7,7 @@ import functools
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,9 @@ def _check_space(folder: Path, state: Any) -> None:
 def _say_errors_once() -> None:
     """Keep quiet what is printed, piece by piece, of an error that orbax raises as well.
 
-    When a write fails, its thread logs it, and tensorstore prints a traceback for each other
-    write, which finds nobody waiting any more. Reads that fail after the first are logged, too.
+    When a write fails, its thread logs it, and each other write that fails finds nobody waiting
+    any more: asyncio logs it, at whatever moment its task is collected, or tensorstore prints a
+    traceback. Reads that fail after the first are logged, too.
     """
     print_unraisable = sys.unraisablehook
 
@@ -229,15 +230,19 @@ def _say_errors_once() -> None:
             print_unraisable(unraisable)
 
     sys.unraisablehook = print_unless_abandoned
-    known = (
-        "_SignalingThread.run() raised",
-        "coro=<async_deserialize()",
-        "/_CHECKPOINT_METADATA",  # which is beside the folder that is read, and not needed
-    )
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(
-            lambda record: not any(text in record.getMessage() for text in known)
-        )
+    known = {
+        "asyncio": ("orbax", "tensorstore"),  # any task of theirs that was left alone
+        "absl": (
+            "_SignalingThread.run() raised",
+            "/_CHECKPOINT_METADATA",  # which is beside the folder that is read, and not needed
+        ),
+    }
+    for name, texts in known.items():
+        logging.getLogger(name).addFilter(functools.partial(_none_of, texts))
+
+
+def _none_of(texts: Sequence[str], record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in texts)
 
 
 @contextlib.contextmanager
