@@ -2,7 +2,7 @@
 
 from flaxmed.models.weights.known import list_weights
 from flaxmed.models.weights.load import Weights, load_weights, open_weights
-from flaxmed.models.weights.save import convert_weights, save_weights
+from flaxmed.models.weights.save import convert_weights, save_weights, weights_of
 
 __all__ = [
     "Weights",
@@ -11,4 +11,5 @@ __all__ = [
     "load_weights",
     "open_weights",
     "save_weights",
+    "weights_of",
 ]

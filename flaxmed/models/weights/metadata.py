@@ -13,7 +13,7 @@ _FORMAT = "flaxmed"
 _SHAPE = {
     **dict.fromkeys(("network", "variant", "stem", "licence"), str),
     "in_channels": int,
-    "num_classes": int,
+    "num_classes": (int, None),
     "preprocessing": ({"mean": [float], "std": [float]}, None),
     "info": ({}, None),
 }
@@ -25,7 +25,7 @@ def describe(
     variant: str,
     stem: str,
     in_channels: int,
-    num_classes: int,
+    num_classes: int | None,
     preprocessing: Preprocessing | None,
     info: DatasetInfo | None = None,
     licence: str = "unknown",

@@ -12,7 +12,46 @@ from flaxmed.models import variant_of
 from flaxmed.models.pretrained import flatten, to_foreign
 from flaxmed.models.weights import metadata
 from flaxmed.models.weights.load import Weights, build_as_it_is, open_weights
+from flaxmed.models.weights.recognise import Kind
 from flaxmed.models.weights.safetensors_files import write_safetensors
+
+
+def weights_of(
+    model: nnx.Module, source: str = "a network in memory", *, licence: str = "unknown"
+) -> Weights:
+    """A network's parameters and running statistics, as :func:`open_weights` gives those of a file.
+
+    So what is in memory can go wherever published weights can, into ``load_weights`` above all.
+
+    Args:
+        model: one of the three networks; ``model.preprocessing`` and ``model.info`` go along.
+        source: by what name messages call it.
+        licence: of the weights.
+
+    Returns:
+        The tensors, on the host, under flaxmed's own names.
+
+    Raises:
+        InputError: a network that is none of the published variants.
+
+    Example:
+        >>> from flaxmed.models import create_model
+        >>> from flaxmed.models.weights import load_weights
+        >>> five, two = (create_model("resnet18", n, rngs=nnx.Rngs(0)) for n in (5, 2))
+        >>> load_weights(two, weights_of(five)).kept  # another number of classes
+        ('classifier.bias', 'classifier.kernel')
+    """
+    network, variant = variant_of(model)  # type: ignore[arg-type]
+    one: Any = model
+    return Weights(
+        source,
+        Kind(network, "flaxmed", one.stem_name, one.in_channels, one.num_classes),
+        variant,
+        to_foreign(flatten(nnx.state(model)), model, "flaxmed"),
+        getattr(model, "preprocessing", None),
+        getattr(model, "info", None),
+        licence,
+    )
 
 
 def save_weights(
@@ -48,23 +87,27 @@ def save_weights(
         >>> open_weights(path).kind.num_classes
         2
     """
-    tensors = to_foreign(flatten(nnx.state(model)), model, naming)
-    said = _describe(model, licence) if naming == "flaxmed" else {"format": "pt"}
-    write_safetensors(Path(path), tensors, said)
+    if naming == "flaxmed":
+        _write(weights_of(model, licence=licence), path)
+    else:
+        tensors = to_foreign(flatten(nnx.state(model)), model, naming)
+        write_safetensors(Path(path), tensors, {"format": "pt"})
 
 
-def _describe(model: Any, licence: str) -> dict[str, str]:
-    network, variant = variant_of(model)
-    return metadata.describe(
-        network=network,
-        variant=variant,
-        stem=model.stem_name,
-        in_channels=model.in_channels,
-        num_classes=model.num_classes,
-        preprocessing=getattr(model, "preprocessing", None),
-        info=getattr(model, "info", None),
-        licence=licence,
+def _write(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write weights of flaxmed's own naming, with what the file says of itself."""
+    kind = weights.kind
+    said = metadata.describe(
+        network=kind.network,
+        variant=weights.variant,
+        stem=kind.stem,
+        in_channels=kind.in_channels,
+        num_classes=kind.num_classes,
+        preprocessing=weights.preprocessing,
+        info=weights.info,
+        licence=weights.licence,
     )
+    write_safetensors(Path(path), weights.tensors, said)
 
 
 def convert_weights(
