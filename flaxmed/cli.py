@@ -58,6 +58,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--model", help="resnet18, densenet121 or xception")
     command.add_argument("--size", type=int, help="image side in pixels, where there is a choice")
     command.add_argument("--stem", help="imagenet, small or auto (small up to 64 px)")
+    _add_start(command)
     command.add_argument("--recipe", help="default or medmnist")
     command.add_argument("--epochs", type=int)
     command.add_argument("--batch-size", type=int)
@@ -95,6 +96,22 @@ def _add_train(commands: Any) -> None:
     )
     add_distributed(command)
     command.set_defaults(call=_train)
+
+
+def _add_start(command: Any) -> None:
+    command.add_argument(
+        "--weights", metavar="WHAT", help="to start from: a published name, a file, or a run"
+    )
+    command.add_argument(
+        "--train-from", metavar="STAGE", help="freeze the stages before it (see flaxmed summary)"
+    )
+    command.add_argument("--freeze", nargs="+", metavar="PATH", help="freeze these layers, too")
+    command.add_argument(
+        "--layer-decay", type=float, metavar="PART", help="of a stage's learning rate, before it"
+    )
+    command.add_argument(
+        "--unfreeze-epochs", type=int, metavar="EPOCHS", help="train a stage more every so often"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -141,6 +158,7 @@ _SETTINGS = (
     "model",
     "size",
     "stem",
+    "weights",
     "epochs",
     "batch_size",
     "seed",
@@ -152,6 +170,9 @@ _SETTINGS = (
     "accumulate",
     "remat",
 )
+
+
+_FINETUNE = ("train_from", "freeze", "layer_decay", "unfreeze_epochs")
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -175,9 +196,12 @@ def _changed(config: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]
     values = config.to_dict()
     given = [name for name in _SETTINGS if getattr(arguments, name) is not None]
     values |= {name: getattr(arguments, name) for name in given}
-    if arguments.learning_rate is not None:
-        values["optimizer"]["learning_rate"] = arguments.learning_rate
-        given.append("optimizer.learning_rate")
+    inside = {"optimizer": ("learning_rate",), "finetune": _FINETUNE}
+    for part, names in inside.items():
+        for name in names:
+            if getattr(arguments, name) is not None:
+                values[part][name] = getattr(arguments, name)
+                given.append(f"{part}.{name}")
     if arguments.augment is not None:
         values["augment"] = dataclasses.asdict(parse_augment(arguments.augment))
         given.append("augment")

@@ -10,6 +10,7 @@ import pytest
 from oracles.compare import require
 
 from flaxmed.training import OptimizerConfig, TrainConfig
+from flaxmed.training.finetune import Tuning
 from flaxmed.training.optimizer import make_optimizer
 from flaxmed.training.step import average
 
@@ -146,3 +147,49 @@ def test_the_moving_average_forgets_where_training_began():
         weight[step + 1] = 1 - keep
     np.testing.assert_allclose(mean, weight @ np.arange(31), rtol=1e-5)
     assert weight[0] < 1e-8 < 0.999**30
+
+
+def test_stages_of_their_own_are_torchs_parameter_groups(torch):
+    """Adam with a rate for each group, whose gradients come from an epoch of its own on: as in
+    torch, where a parameter that has had no gradient has no state yet."""
+    config = OptimizerConfig(
+        learning_rate=0.01, schedule="cosine", warmup_epochs=0, weight_decay=0.1, clip_norm=None
+    )
+    shapes = {"stem": (3, 3), "stage1": (4,), "stage2": (4, 2), "classifier": (5, 4)}
+    starts = {"stage1": 7, "stage2": 3, "classifier": 0}
+    rates = {"stage1": 0.25, "stage2": 0.5, "classifier": 1.0}
+    tuning = Tuning(frozenset({"stem.kernel"}), starts, rates)
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return {stage: {"kernel": rng.normal(size=shape)} for stage, shape in shapes.items()}
+
+    with jax.enable_x64(True):
+        start, gradients = draw(), [draw() for _ in range(EPOCHS * STEPS_PER_EPOCH)]
+        tensors = {s: torch.tensor(v["kernel"], requires_grad=True) for s, v in start.items()}
+        groups = [
+            {
+                "params": [tensors[s]],
+                "lr": config.learning_rate * rates[s],
+                "weight_decay": config.weight_decay if tensors[s].ndim > 1 else 0.0,
+            }
+            for s in starts
+        ]
+        theirs = torch.optim.AdamW(groups)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, EPOCHS * STEPS_PER_EPOCH)
+        optimizer = make_optimizer(
+            config, epochs=EPOCHS, steps_per_epoch=STEPS_PER_EPOCH, tuning=tuning
+        )
+        params, state = start, optimizer.init(start)
+        for step, gradient in enumerate(gradients):
+            for stage, tensor in tensors.items():
+                begun = step >= starts.get(stage, 10**9) * STEPS_PER_EPOCH
+                tensor.grad = torch.tensor(gradient[stage]["kernel"]) if begun else None
+            theirs.step()
+            cosine.step()
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            for stage, tensor in tensors.items():
+                found, expected = params[stage]["kernel"], tensor.detach().numpy()
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=stage)
+    assert np.array_equal(params["stem"]["kernel"], start["stem"]["kernel"])

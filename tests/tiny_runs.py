@@ -11,7 +11,7 @@ from flaxmed.training import run as run_module
 TINY = ResNetConfig(stage_sizes=(1, 1), widths=(4, 8), bn=RESNET18.bn)
 
 
-def create(name, num_classes, **options):
+def create(name, num_classes, variant=None, **options):
     """In place of ``create_model``."""
     assert name == "resnet18"
     return ResNet(num_classes, config=TINY, **options)

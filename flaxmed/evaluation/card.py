@@ -244,7 +244,7 @@ def _model(report: Report, record: RunRecord) -> list[str]:
         said = [
             f"{name}, stem {stem}: pixels in, one logit for each of {len(report.classes)} "
             f"{'labels' if multilabel else 'classes'} out; {output} makes probabilities of them. "
-            f"The image is all it sees. Parameters began at random, seed {s.get('seed')}.",
+            f"The image is all it sees. {escape(record.start())}",
             "",
             f"The {'label is' if multilabel else 'class decided for is'} {decided}; for other "
             "thresholds see Calibration.",

@@ -41,10 +41,22 @@ class RunRecord:
     def setting_rows(self) -> list[list[str]]:
         """Every setting by its dotted name, versions left out."""
         return [
-            [name, _text(value)]
+            [name, _source(value) if name == "weights" and value else _text(value)]
             for name, value in _flatten(self.settings)
             if not name.startswith("versions.")
         ]
+
+    def start(self) -> str:
+        """With what values the parameters began."""
+        weights = self.settings.get("weights")
+        if not weights:
+            return f"Parameters began at random, seed {self.settings.get('seed')}."
+        begun = self.facts.get("started_from", {})
+        sentence = f"Parameters began as those of {_source(str(weights))}"
+        if begun:
+            sentence += f" (licence: {begun.get('licence')}; SHA-256 {begun.get('sha256')})"
+        new = begun.get("new")
+        return f"{sentence}; new, at random: {', '.join(new)}." if new else f"{sentence}."
 
     def version_rows(self) -> list[list[str]]:
         """Python and the packages that decided the result."""

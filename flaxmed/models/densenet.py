@@ -185,6 +185,13 @@ class DenseNet(nnx.Module):
     ) -> Float[Array, "n k"]:
         return self.head(self.features(images, mask)["final"])
 
+    @property
+    def stages(self) -> list[str]:
+        """Of what it consists, in the order of the computation; the beginnings of all paths."""
+        later = range(1, len(self.config.stage_sizes))
+        pairs = (name for i in later for name in (f"transition{i}", f"stage{i + 1}"))
+        return ["stem", "stage1", *pairs, "norm", "classifier"]
+
     def features(
         self, images: Num[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> dict[str, Float[Array, "n _h _w _c"]]:

@@ -165,6 +165,12 @@ class ResNet(nnx.Module):
     ) -> Float[Array, "n k"]:
         return self.head(self.features(images, mask)["final"])
 
+    @property
+    def stages(self) -> list[str]:
+        """Of what it consists, in the order of the computation; the beginnings of all paths."""
+        numbers = range(1, len(self.config.stage_sizes) + 1)
+        return ["stem", *(f"stage{i}" for i in numbers), "classifier"]
+
     def features(
         self, images: Num[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> dict[str, Float[Array, "n _h _w _c"]]:

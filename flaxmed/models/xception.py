@@ -288,6 +288,14 @@ class Xception(nnx.Module):
     ) -> Float[Array, "n k"]:
         return self.head(self.features(images, mask)["final"])
 
+    @property
+    def stages(self) -> list[str]:
+        """Of what it consists, in the order of the computation; the beginnings of all paths."""
+        entry = range(1, len(self.config.entry_widths) + 1)
+        middle = range(1, self.config.middle_blocks + 1)
+        within = [*(f"entry{i}" for i in entry), *(f"middle{i}" for i in middle)]
+        return ["stem", *within, "exit1", "exit2", "exit3", "classifier"]
+
     def features(
         self, images: Num[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
     ) -> dict[str, Float[Array, "n _h _w _c"]]:

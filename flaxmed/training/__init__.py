@@ -7,7 +7,7 @@ from flaxmed.allocator import keep_freed_memory
 keep_freed_memory()  # first: what is imported below starts threads
 
 from flaxmed.training.augment import parse_augment
-from flaxmed.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from flaxmed.training.config import AugmentConfig, FineTuneConfig, OptimizerConfig, TrainConfig
 from flaxmed.training.loop import check_run, default_dir, train
 from flaxmed.training.processes import join
 from flaxmed.training.progress import Interrupted
@@ -16,6 +16,7 @@ from flaxmed.training.seeds import train_seeds
 
 __all__ = [
     "AugmentConfig",
+    "FineTuneConfig",
     "Interrupted",
     "OptimizerConfig",
     "Run",

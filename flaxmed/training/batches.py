@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def open_calls(
     indices: Sequence[IndexStream],
     start: int,
     mesh: jax.sharding.Mesh,
-) -> Iterator[Call]:
+) -> Generator[Call, None, None]:
     """The calls that train from step ``start`` on, without end.
 
     Args:

@@ -61,6 +61,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _from_dict(typing.cast(type, hint), value, path + ".")
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
     for option in options:
+        if dataclasses.is_dataclass(option) and value is not None:
+            return _convert(option, value, path)
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value
         if option is type(None) and value is None:
@@ -186,6 +188,40 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuneConfig:
+    """Which layers move, and how fast; for a network that starts from weights.
+
+    Stages are named as in ``flaxmed summary``: the first part of a parameter's path. Of a frozen
+    layer nothing moves: its parameters are not trained, and a norm whose parameters are frozen
+    normalises with its running statistics and leaves them.
+
+    Attributes:
+        train_from: the first stage that is trained; those before it are frozen. None: all are.
+        freeze: paths of parameters, or their beginnings (``"stage2.0"``), that are frozen besides.
+        layer_decay: every stage learns at this times the rate of the one after it, the classifier
+            at the full rate (discriminative fine-tuning, Howard & Ruder 2018, section 3.2).
+        unfreeze_epochs: train the classifier alone for so many epochs, then with the stage before
+            it, and so on, a stage more each time (gradual unfreezing, section 3.3 there); None:
+            all from the start.
+
+    Example:
+        >>> TrainConfig(finetune=FineTuneConfig(train_from="stage3")).finetune.layer_decay
+        1.0
+    """
+
+    train_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    layer_decay: float = 1.0
+    unfreeze_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self, "finetune.")
+        _range("finetune.layer_decay", self.layer_decay, above=0, most=1)
+        if self.unfreeze_epochs is not None:
+            _range("finetune.unfreeze_epochs", self.unfreeze_epochs, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """All that decides what a run computes: the same config and data give the same model.
 
@@ -197,11 +233,17 @@ class TrainConfig:
             ``train(config, data=...)`` a label only.
         size: image side in pixels where the data set offers several; None for its default.
         model: a name of ``flaxmed.list_models()``.
-        stem: ``imagenet`` (the paper's), ``small`` (for 28 to 64 px) or ``auto``: small up to 64.
+        stem: ``imagenet`` (the paper's), ``small`` (for 28 to 64 px) or ``auto``: that of the
+            weights, or without any small up to 64 px.
+        weights: what to start from: as ``flaxmed.open_weights`` takes it, or the directory of
+            another run; None: random values. ``config.json`` keeps what they decide (``auto`` and
+            None below), so that a run that is under way needs them no more.
+        variant: whose constants and padding, as for ``flaxmed.create_model``; None: the weights'.
         epochs, batch_size: batches are made within the epoch; the last may be smaller.
         seed: of initialisation, order and augmentation.
         dtype: of the computation: ``float32``, ``bfloat16`` or ``float64``.
-        optimizer, augment, preprocessing: see there.
+        optimizer, augment, finetune: see there.
+        preprocessing: of the images; None: the weights', or mean and standard deviation 0.5.
         batch_norm_momentum: what a step keeps of BatchNorm's running statistics; None: each
             network's own (0.9 for ResNet-18 and DenseNet-121, Keras' 0.99 for Xception).
         ema_decay: keep an exponential moving average of parameters and running statistics, and
@@ -232,13 +274,16 @@ class TrainConfig:
     size: int | None = None
     model: str = "resnet18"
     stem: Literal["auto", "imagenet", "small"] = "auto"
+    weights: str | None = None
+    variant: str | None = None
     epochs: int = 30
     batch_size: int = 64
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig(flips=True)
-    preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009 (frozen, as the others)
+    finetune: FineTuneConfig = FineTuneConfig()
+    preprocessing: Preprocessing | None = None
     # At Keras' 0.99 a variance that starts at 1 takes 700 steps to come down to 0.001: on a small
     # set Xception ends while it still evaluates with the running values it began with.
     batch_norm_momentum: float | None = 0.9

@@ -22,8 +22,9 @@ from flaxmed.inference import predict_logits
 from flaxmed.models.layers import lowering_on
 from flaxmed.training import rundir
 from flaxmed.training.augment import make_transforms
-from flaxmed.training.batches import fetch_kind, images_before
+from flaxmed.training.batches import Call, fetch_kind, images_before, open_calls
 from flaxmed.training.config import TrainConfig
+from flaxmed.training.finetune import make_tuning
 from flaxmed.training.memory import peak_memory
 from flaxmed.training.optimizer import make_optimizer
 from flaxmed.training.processes import first_does, is_first, known_to_all
@@ -32,6 +33,7 @@ from flaxmed.training.record import Record, epoch_row, time_row
 from flaxmed.training.run import Run, build_model, init_weights, load_into
 from flaxmed.training.sharding import make_mesh, on_host, padded_size, replicate, shard_batch
 from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
+from flaxmed.training.start import describe_start, load_start
 from flaxmed.training.step import (
     TrainState,
     TrainStep,
@@ -51,22 +53,24 @@ class Group:
         records: what each writes.
         models: each run's network, filled from the state where it is to evaluate.
         indices: each run's batches.
-        step: one step of all, to be compiled.
+        steps: one step of all, to be compiled, by the epoch from which it is the one to take.
         state: at the start; of several runs stacked.
         done: steps done at the start.
         step_mesh: over which a batch is split, or the runs are spread.
         mesh: over which a batch is split in evaluation.
+        started: lines that say what was taken from the weights to start from.
     """
 
     dataset: Dataset
     records: list[Record]
     models: list[nnx.Module]
     indices: list[IndexStream]
-    step: TrainStep
+    steps: Mapping[int, TrainStep]
     state: TrainState
     done: int
     step_mesh: jax.sharding.Mesh
     mesh: jax.sharding.Mesh
+    started: list[str]
 
     @property
     def config(self) -> TrainConfig:
@@ -97,6 +101,20 @@ class Group:
     def stopped_early(self) -> bool:
         """Whether no run is to go on."""
         return all(record.stopped_early for record in self.records)
+
+    def calls(self, done: int) -> Iterator[Call]:
+        """The calls from a step on, until the epoch from which another step is to be taken."""
+        epoch = done // self.steps_per_epoch
+        now = max(first for first in self.steps if first <= epoch)
+        until = min((first for first in self.steps if first > epoch), default=self.config.epochs)
+        calls = open_calls(
+            self.steps[now], self.config, self.dataset.train, self.indices, done, self.step_mesh
+        )
+        with contextlib.closing(calls):
+            while done < until * self.steps_per_epoch:
+                call = next(calls)
+                done += call.steps
+                yield call
 
     def progress_bar(self, show: bool) -> Progress:
         """One bar for all."""
@@ -181,7 +199,7 @@ class Group:
                 "trained_together": self.seeds,
                 "peak_memory_bytes": peak_memory(),
             }
-            summary = rundir.jsonable(summary)
+            summary = rundir.jsonable(summary | describe_start(record.run_dir))
             first_does(functools.partial(self._write, record.run_dir, predictions, summary))
             history = record.metrics
             run = Run(record.run_dir, record.config, model, predictions, history, summary)
@@ -202,38 +220,52 @@ def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
     mesh, images = make_mesh(), dataset.train.images
     width = padded_size(config.batch_size, mesh, parts=config.accumulate)
     indices = [IndexStream(len(images), config.batch_size, seed=s, width=width) for s in seeds]
-    models = [build_model(own, dataset.info, images.shape[1:3]) for own in configs.values()]
+    models: list[Any] = [
+        build_model(own, dataset.info, images.shape[1:3]) for own in configs.values()
+    ]
+    tuning = make_tuning(models[0], config.finetune, epochs=config.epochs)
     optimizer = make_optimizer(
-        config.optimizer, epochs=config.epochs, steps_per_epoch=indices[0].steps_per_epoch
+        config.optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=indices[0].steps_per_epoch,
+        tuning=tuning,
     )
     dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
     settings: dict[str, Any] = dict(
         task=dataset.info.task,
-        preprocessing=config.preprocessing,
+        preprocessing=models[0].preprocessing,
         transforms=make_transforms(config.augment, dataset.info.flips),
         class_weights=class_weights(config, dataset),
         dtype=dtype,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
-    averaged = config.ema_decay is not None
     records = [Record(own, place) for place, own in configs.items()]
-    states = [
-        record.resume(init_state(model, optimizer, dtype=dtype, averaged=averaged))
-        for record, model in zip(records, models, strict=True)
-    ]
-    if len(seeds) == 1:
-        step_mesh, settings["lowering"] = mesh, lowering_on(mesh.size)
-        function = make_step_function(models[0], optimizer, **settings)
-        step: TrainStep = functools.partial(function, seed=config.seed)
-        state = replicate(states[0], mesh)
-    else:
-        step_mesh, settings["lowering"] = make_seed_mesh(len(seeds)), "jax"
-        function = make_step_function(models[0], optimizer, **settings)
-        step = stacked_step(function, seeds, step_mesh)
-        state = shard_batch(stack(states), step_mesh)
+    fresh = functools.partial(
+        init_state, optimizer=optimizer, dtype=dtype, averaged=config.ema_decay is not None
+    )
+    states, started = [], list[str]()
+    for record, model in zip(records, models, strict=True):
+        state = record.resume(fresh(model))
+        if config.weights is not None and int(state.step) == 0:
+            started = load_start(model, record.config, dataset.info, record.run_dir)
+            state = fresh(model)
+        states.append(state)
+    one = len(seeds) == 1
+    step_mesh = mesh if one else make_seed_mesh(len(seeds))
+    settings["lowering"] = lowering_on(mesh.size) if one else "jax"
+
+    def step_from(epoch: int) -> TrainStep:
+        frozen = frozenset() if tuning is None else tuning.frozen_at(epoch, states[0].params)
+        function = make_step_function(models[0], optimizer, frozen=frozen, **settings)
+        if one:
+            return functools.partial(function, seed=config.seed)
+        return stacked_step(function, seeds, step_mesh)
+
+    steps = {epoch: step_from(epoch) for epoch in ([0] if tuning is None else tuning.phases)}
     done = int(states[0].step)
-    return Group(dataset, records, models, indices, step, state, done, step_mesh, mesh)
+    state = replicate(states[0], mesh) if one else shard_batch(stack(states), step_mesh)
+    return Group(dataset, records, models, indices, steps, state, done, step_mesh, mesh, started)
 
 
 def class_weights(config: TrainConfig, dataset: Dataset) -> jax.Array | None:

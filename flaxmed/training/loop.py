@@ -23,16 +23,18 @@ from flaxmed.data.splits import describe
 from flaxmed.inference import check_channels, standardise
 from flaxmed.models import native
 from flaxmed.training import rundir
-from flaxmed.training.batches import describe_fetch, fetch_kind, open_calls, steps_per_call
+from flaxmed.training.batches import describe_fetch, fetch_kind, steps_per_call
 from flaxmed.training.config import TrainConfig
+from flaxmed.training.finetune import make_tuning
 from flaxmed.training.group import Group, class_weights, prepare
 from flaxmed.training.processes import check_alike, first_does, known_to_all
 from flaxmed.training.progress import Interrupted, Progress, StopRequest
 from flaxmed.training.record import check_finite
 from flaxmed.training.run import Run, build_model, load_run
 from flaxmed.training.sharding import make_mesh, padded_size
+from flaxmed.training.start import settle, settle_here
 from flaxmed.training.step import TrainState
-from flaxmed.types import Dataset, DatasetInfo, InputError
+from flaxmed.types import Dataset, DatasetInfo, InputError, Preprocessing
 
 # steps that may wait for the device: enough to keep it busy, few enough for Ctrl-C to act soon
 MAX_IN_FLIGHT = 4
@@ -86,7 +88,8 @@ def train(
     """
     dataset = open_dataset(config, data, data_dir)
     run_dir = Path(out) if out is not None else default_dir(config, dataset.info)
-    first_does(lambda: check_run(config, dataset, out=run_dir, change=change))
+    config = settle(config, dataset, run_dir)
+    first_does(lambda: check_settled(config, dataset, out=run_dir, change=change))
     command = how_to_resume(run_dir, data_dir, own_data=data is not None)
     (run,) = train_group(
         {run_dir: config}, dataset, how_to_resume=command, progress=progress, change=change
@@ -153,7 +156,7 @@ def train_group(
 def opening_lines(group: Group) -> list[str]:
     """What to say before the first step."""
     config, devices = group.config, group.mesh.size
-    lines = [describe_fetch(config, group.dataset.train), *group.skipped]
+    lines = [*group.started, describe_fetch(config, group.dataset.train), *group.skipped]
     if jax.default_backend() == "cpu" and (reason := native.why_not()):
         lines.insert(0, f"convolutions in plain JAX, which are slower: {reason}")
     if jax.process_count() > 1:
@@ -172,13 +175,14 @@ def take_steps(group: Group, bar: Progress, how_to_resume: str) -> int:
     """
     config, state, done = group.config, group.state, group.done
     last_step, per_epoch = config.epochs * group.steps_per_epoch, group.steps_per_epoch
-    images, mesh = group.dataset.train, group.step_mesh
-    calls = open_calls(group.step, config, images, group.indices, done, mesh)
+    calls, mesh = group.calls(done), group.step_mesh
     in_flight: deque[jax.Array] = deque()
     clock = time.monotonic()
     with StopRequest().listening() as stop:
         while done < last_step and not group.stopped_early:
-            call = next(calls)
+            if (call := next(calls, None)) is None:  # from here on more is trained
+                calls = group.calls(done)
+                continue
             state, losses = call.run(state)
             done += call.steps
             bar.advance(call.images)
@@ -227,9 +231,9 @@ def check_run(
         change: as for ``train``.
 
     Raises:
-        InputError: an unknown network; images that are too small for it, or too few values per
-            batch to normalise; preprocessing or class weights that do not fit; a folder that
-            cannot be written or holds something else.
+        InputError: an unknown network; weights or frozen layers that do not fit; images that are
+            too small for it, or too few values per batch to normalise; preprocessing or class
+            weights that do not fit; a folder that cannot be written or holds something else.
 
     Example:
         >>> from flaxmed.data.phantom import load_phantom
@@ -238,17 +242,31 @@ def check_run(
         Traceback (most recent call last):
         flaxmed.types.InputError: phantom: ResNet18 with stem "imagenet" needs images ...
     """
+    settled = settle_here(config, dataset, None if out is None else Path(out))
+    check_settled(settled, dataset, out=out, change=change)
+
+
+def check_settled(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    change: Sequence[str] = (),
+) -> None:
+    """:func:`check_run` of settings that leave nothing open."""
     class_weights(config, dataset)
     size = dataset.train.images.shape[1:3]
     model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
+    make_tuning(model, config.finetune, epochs=config.epochs)
+    preprocessing = config.preprocessing or Preprocessing()
     batch = padded_size(config.batch_size, make_mesh(), parts=config.accumulate)
     batch //= config.accumulate  # what is normalised together
     images = jax.ShapeDtypeStruct((batch, *size, dataset.info.channels), jnp.float32)
 
     def trained(model: Any, images: jax.Array) -> jax.Array:
-        check_channels(model, config.preprocessing)
+        check_channels(model, preprocessing)
         network = nnx.view(model, use_running_average=False)
-        return network(standardise(images, config.preprocessing))
+        return network(standardise(images, preprocessing))
 
     try:
         nnx.eval_shape(trained, model, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from flaxmed.training.config import OptimizerConfig
+from flaxmed.training.finetune import FROZEN, Tuning
 from flaxmed.types import InputError
 
 
@@ -54,13 +56,14 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: OptimizerConfig, *, epochs: int, steps_per_epoch: int
+    config: OptimizerConfig, *, epochs: int, steps_per_epoch: int, tuning: Tuning | None = None
 ) -> optax.GradientTransformation:
     """The optax transformation: clipping, then the optimiser with its schedule.
 
     Args:
         config: all of it.
         epochs, steps_per_epoch: the length of the run, for the schedule.
+        tuning: which parameters are trained, from when on and how fast; None: all alike.
 
     Raises:
         InputError: unknown optimiser.
@@ -70,15 +73,50 @@ def make_optimizer(
         >>> state = optimizer.init({"kernel": np.ones((2, 2), np.float32)})
     """
     rate = make_schedule(config, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    if config.name == "adam":
-        main = optax.adam(rate)
-    elif config.name == "adamw":
-        main = optax.adamw(rate, weight_decay=config.weight_decay, mask=decay_mask)
-    elif config.name == "sgd":
-        decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
-        main = optax.chain(decay, optax.sgd(rate, momentum=config.momentum))
+    if tuning is None:
+        main = optax.chain(_direction(config), optax.scale_by_learning_rate(rate))
     else:
-        raise InputError(f"unknown optimizer {config.name!r}; expected adam, adamw or sgd")
+        main = _by_stage(_direction(config), rate, tuning, steps_per_epoch)
     if config.clip_norm is None:
         return main
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), main)
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """What the optimiser makes of gradients, before the learning rate."""
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
+    if config.name == "adam":
+        return optax.scale_by_adam()
+    if config.name == "adamw":
+        return optax.chain(optax.scale_by_adam(), decay)
+    if config.name == "sgd":
+        return optax.chain(decay, optax.trace(config.momentum))
+    raise InputError(f"unknown optimizer {config.name!r}; expected adam, adamw or sgd")
+
+
+def _by_stage(
+    direction: optax.GradientTransformation,
+    rate: optax.Schedule,
+    tuning: Tuning,
+    steps_per_epoch: int,
+) -> optax.GradientTransformation:
+    """The same for each stage apart: from its first step on, at its own part of the rate.
+
+    Before that the optimiser sees no gradient of the stage: Adam's counts and means begin with it.
+    The schedule is everyone's.
+    """
+
+    def begun(first_step: int) -> Callable[[jax.Array], jax.Array]:
+        return lambda step: step >= first_step
+
+    def scaled(part: float) -> optax.Schedule:
+        return lambda step: part * rate(step)
+
+    groups = {FROZEN: optax.set_to_zero()}
+    for stage, epoch in tuning.starts.items():
+        own = direction
+        if epoch > 0:
+            own = optax.conditionally_mask(direction, begun(epoch * steps_per_epoch))
+        later = optax.scale_by_learning_rate(scaled(tuning.rates[stage]))
+        groups[stage] = optax.chain(own, later)
+    return optax.partition(groups, tuning.labels)

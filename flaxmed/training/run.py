@@ -18,7 +18,14 @@ from flaxmed.training import manifest, rundir
 from flaxmed.training.checkpoint import restore, saved_steps
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.record import best_folder
-from flaxmed.types import DatasetInfo, InputError, Predictions, check_shape, read_json
+from flaxmed.types import (
+    DatasetInfo,
+    InputError,
+    Predictions,
+    Preprocessing,
+    check_shape,
+    read_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,24 +120,30 @@ def _read_dataset(path: Path) -> tuple[DatasetInfo, tuple[int, int]]:
 def build_model(config: TrainConfig, info: DatasetInfo, size: Sequence[int]) -> nnx.Module:
     """The configured network for a data set's images of ``size`` (height, width); it evaluates.
 
+    Its values are random, whatever it is to start from.
+
     Raises:
-        InputError: unknown network.
+        InputError: unknown network or variant.
     """
     x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     if config.dtype == "float64" and not x64:
         raise InputError("setting dtype: float64 needs the environment variable JAX_ENABLE_X64=1")
+    preprocessing = config.preprocessing or Preprocessing()
+    # for weights whose channels are normalised apart, a grey image becomes as many
+    repeated = info.channels == 1 and config.weights is not None
     model: Any = create_model(  # Any: what it carries is not part of a bare network
         config.model,
         info.num_classes,
-        in_channels=info.channels,
+        in_channels=len(preprocessing.mean) if repeated else info.channels,
         stem=("small" if max(size) <= 64 else "imagenet") if config.stem == "auto" else config.stem,
+        variant=config.variant,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         rngs=nnx.Rngs(config.seed),
     )
     if config.batch_norm_momentum is not None:
         set_batch_norm_momentum(model, config.batch_norm_momentum)
-    model.preprocessing = config.preprocessing
+    model.preprocessing = preprocessing
     model.info = info
     return model
 

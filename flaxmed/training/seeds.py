@@ -15,11 +15,12 @@ from flax import nnx
 
 from flaxmed.training.batches import fetch_kind
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.loop import check_run, default_dir, open_dataset, train_group
+from flaxmed.training.loop import check_settled, default_dir, open_dataset, train_group
 from flaxmed.training.memory import seed_bytes
 from flaxmed.training.processes import first_does, is_first
 from flaxmed.training.record import sound_step
 from flaxmed.training.run import Run, build_model
+from flaxmed.training.start import settle
 from flaxmed.types import Dataset, InputError
 
 # what stacked seeds may take of a device's memory; the rest is for what XLA adds
@@ -76,9 +77,10 @@ def train_seeds(
     for seed in seeds:
         own = dataclasses.replace(config, seed=seed)
         place = default_dir(own, dataset.info)
-        runs[place if out is None else Path(out) / place.name] = own
+        run_dir = place if out is None else Path(out) / place.name
+        runs[run_dir] = settle(own, dataset, run_dir)
     for run_dir, own in runs.items():  # a mistake in the last one shows before the first runs
-        first_does(functools.partial(check_run, own, dataset, out=run_dir))
+        first_does(functools.partial(check_settled, own, dataset, out=run_dir))
 
     size, reason = seeds_at_once(runs, dataset, together)
     if progress and is_first() and reason and len(seeds) > 1:

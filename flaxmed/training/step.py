@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flaxmed.inference import standardise
 from flaxmed.models import layers
 from flaxmed.training.augment import Transform, augment
+from flaxmed.training.finetune import freeze_norms, gradient_of
 from flaxmed.types import Preprocessing, Task
 
 Batch = dict[str, Array]
@@ -127,7 +128,7 @@ def average(old: Any, new: Any, step: Int[Array, ""], decay: float) -> Any:
     def mixed(old: Array, new: Array) -> Array:
         t = step.astype(old.dtype)
         kept = jnp.minimum(decay, (1 + t) / (10 + t))
-        return kept * old + (1 - kept) * new
+        return new + kept * (old - new)  # of equal values this is the same value
 
     return jax.tree.map(mixed, old, new)
 
@@ -182,6 +183,7 @@ def make_step_function(
     lowering: str = "auto",
     accumulate: int = 1,
     ema_decay: float | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> StepFunction:
     """One step as a plain function ``(state, batch, seed) -> (state, loss)``.
 
@@ -190,6 +192,7 @@ def make_step_function(
     :func:`make_train_step`; the seed may be traced.
     """
     train_view = nnx.view(model, use_running_average=False)
+    freeze_norms(train_view, frozen)
     graphdef, *_ = nnx.split(train_view, nnx.Param, nnx.BatchStat)
 
     def summed_loss(params: Any, batch_stats: Any, batch: Batch, seed: Seed) -> tuple[Array, Any]:
@@ -211,7 +214,7 @@ def make_step_function(
 
     def gradients(state: TrainState, batch: Batch, seed: Seed) -> tuple[Any, Any, dict[str, Array]]:
         """Of the summed loss, with the batch statistics and the sums after the batch."""
-        grad = jax.grad(summed_loss, has_aux=True)
+        grad = gradient_of(summed_loss, frozen)
         if accumulate == 1:
             grads, (batch_stats, sums) = grad(state.params, state.batch_stats, batch, seed)
             return grads, batch_stats, sums
@@ -296,7 +299,7 @@ def make_train_step(
             ``lowering``: of the network's operations, see ``flaxmed.models.layers.lowering``.
             ``accumulate``: micro-batches whose gradients are added up for one update; BatchNorm's
             statistics are then those of each micro-batch. ``ema_decay``: see :func:`average`; the
-            state must hold averages.
+            state must hold averages. ``frozen``: dotted paths of parameters that are not trained.
 
     Returns:
         A function of a :class:`TrainState`, which it consumes, and a batch: ``images`` uint8
