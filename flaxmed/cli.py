@@ -112,6 +112,12 @@ def _add_start(command: Any) -> None:
     command.add_argument(
         "--unfreeze-epochs", type=int, metavar="EPOCHS", help="train a stage more every so often"
     )
+    command.add_argument(
+        "--linear-probe",
+        action="store_true",
+        default=None,
+        help="fit the classifier alone, on features that are computed once",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -172,7 +178,7 @@ _SETTINGS = (
 )
 
 
-_FINETUNE = ("train_from", "freeze", "layer_decay", "unfreeze_epochs")
+_FINETUNE = ("train_from", "freeze", "layer_decay", "unfreeze_epochs", "linear_probe")
 
 
 def _config(arguments: argparse.Namespace) -> Any:

@@ -66,15 +66,16 @@ def check_channels(model: Any, preprocessing: Preprocessing) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "preprocessing", "devices"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "preprocessing", "devices", "head"))
 def _forward(
-    graphdef: Any, state: Any, images: Array, preprocessing: Preprocessing, devices: int
+    graphdef: Any, state: Any, images: Array, preprocessing: Preprocessing, devices: int, head: bool
 ) -> Array:
     model = nnx.merge(graphdef, state)
     # float64 models take float64 input; bfloat16 ones still normalise in float32
     dtype = jnp.promote_types(jnp.float32, jax.tree.leaves(state)[0].dtype)
     with lowering(lowering_on(devices)):
-        return model(normalise(images, preprocessing, dtype=dtype))
+        x = normalise(images, preprocessing, dtype=dtype)
+        return model(x) if head else model.features(x)["final"].astype(dtype).mean((1, 2))
 
 
 def predict_logits(
@@ -109,6 +110,46 @@ def predict_logits(
         >>> predict_logits(model, images, preprocessing=Preprocessing()).shape
         (3, 2)
     """
+    return _in_batches(model, images, preprocessing, batch_size, put, get, head=True)
+
+
+def pooled_features(
+    model: nnx.Module,
+    images: Any,
+    *,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 128,
+    put: Callable[[np.ndarray], Array] = jnp.asarray,
+    get: Callable[[Array], np.ndarray] = np.asarray,
+) -> Float[np.ndarray, "n d"]:
+    """What the classifier of a network sees: the mean over each of the last maps.
+
+    The arguments and errors are those of :func:`predict_logits`.
+
+    Returns:
+        float32 (float64 for a float64 model), ``[n, d]``: 512 for ResNet-18, 1024 for
+        DenseNet-121, 2048 for Xception.
+
+    Example:
+        >>> from flaxmed import ResNet18
+        >>> model = ResNet18(2, in_channels=1, stem="small", rngs=nnx.Rngs(0))
+        >>> images = np.zeros((3, 16, 16, 1), np.uint8)
+        >>> pooled_features(model, images, preprocessing=Preprocessing()).shape
+        (3, 512)
+    """
+    return _in_batches(model, images, preprocessing, batch_size, put, get, head=False)
+
+
+def _in_batches(
+    model: nnx.Module,
+    images: Any,
+    preprocessing: Preprocessing | None,
+    batch_size: int,
+    put: Callable[[np.ndarray], Array],
+    get: Callable[[Array], np.ndarray],
+    *,
+    head: bool,
+) -> np.ndarray:
     preprocessing = preprocessing or getattr(model, "preprocessing", None)
     if preprocessing is None:
         raise InputError(
@@ -119,14 +160,15 @@ def predict_logits(
         found = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise InputError(f"images must be uint8 [n, height, width, channels], got {found}")
     graphdef, state = nnx.split(nnx.view(model, use_running_average=True))
-    logits = []
+    rows = []
     for padded, count in _padded_batches(images, batch_size):
         batch = put(padded)
         devices = len(batch.sharding.device_set)
-        logits.append(get(_forward(graphdef, state, batch, preprocessing, devices))[:count])
-    if not logits:
+        made = _forward(graphdef, state, batch, preprocessing, devices, head)
+        rows.append(get(made)[:count])
+    if not rows:
         raise InputError("no images: expected at least one")
-    return np.concatenate(logits)
+    return np.concatenate(rows)
 
 
 def _padded_batches(images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -258,8 +258,7 @@ def _training(record: RunRecord) -> list[str]:
     if settings:
         weights = escape(str(record.settings.get("class_weights") or "none"))
         said = [
-            "One network of one seed, no ensemble. Of its epochs the one with the best validation "
-            "AUC was kept (where that is undefined, the lowest loss); the test images had no part "
+            f"One network of one seed, no ensemble. {record.choice()}; the test images had no part "
             f"in it. Class weights: {weights}.",
             "",
             f"Why these settings, and what else was tried: {_ASK}",

@@ -58,6 +58,18 @@ class RunRecord:
         new = begun.get("new")
         return f"{sentence}; new, at random: {', '.join(new)}." if new else f"{sentence}."
 
+    def choice(self) -> str:
+        """How the network that was kept was chosen, without the full stop."""
+        if self.facts.get("linear_probe"):
+            return (
+                "Only the classifier was fitted, by logistic regression on features of the network "
+                "as it began, with the penalty of the lowest validation loss"
+            )
+        return (
+            "Of its epochs the one with the best validation AUC was kept (where that is "
+            "undefined, the lowest loss)"
+        )
+
     def version_rows(self) -> list[list[str]]:
         """Python and the packages that decided the result."""
         return [[name, str(value)] for name, value in self.settings.get("versions", {}).items()]

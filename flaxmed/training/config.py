@@ -203,6 +203,8 @@ class FineTuneConfig:
         unfreeze_epochs: train the classifier alone for so many epochs, then with the stage before
             it, and so on, a stage more each time (gradual unfreezing, section 3.3 there); None:
             all from the start.
+        linear_probe: train no layer but the classifier, on features that are computed once, to the
+            optimum: see :mod:`flaxmed.training.probe`.
 
     Example:
         >>> TrainConfig(finetune=FineTuneConfig(train_from="stage3")).finetune.layer_decay
@@ -213,9 +215,12 @@ class FineTuneConfig:
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0
     unfreeze_epochs: int | None = None
+    linear_probe: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self, "finetune.")
+        if self.linear_probe and dataclasses.replace(self, linear_probe=False) != FineTuneConfig():
+            raise InputError("setting finetune.linear_probe: it leaves nothing else to set there")
         _range("finetune.layer_decay", self.layer_decay, above=0, most=1)
         if self.unfreeze_epochs is not None:
             _range("finetune.unfreeze_epochs", self.unfreeze_epochs, least=1)

@@ -175,43 +175,52 @@ class Group:
 
     def finish(self) -> list[Run]:
         """Predict with each run's best epoch, and write what is known at the end."""
-        runs = []
-        for record, model in zip(self.records, self.models, strict=True):
-            record.close()
-            weights = record.best_weights(init_weights(model))
-            load_into(model, replicate(weights, self.mesh))
-            predictions = {
-                name: predictions_of(
-                    logits_of(model, record.config, split, self.mesh),
-                    split,
-                    self.dataset.info,
-                    digests=True,
-                )
-                for name, split in self.dataset.splits.items()
-                if name != "train"
-            }
-            load_into(model, weights)  # from here on it is this process's own
-            summary = {
-                "parameters": tree_size(nnx.state(model, nnx.Param)),
-                **record.summary(),
-                "device": device_name(self.step_mesh),
-                "fetch": fetch_kind(record.config, self.dataset.train),
-                "trained_together": self.seeds,
-                "peak_memory_bytes": peak_memory(),
-            }
-            summary = rundir.jsonable(summary | describe_start(record.run_dir))
-            first_does(functools.partial(self._write, record.run_dir, predictions, summary))
-            history = record.metrics
-            run = Run(record.run_dir, record.config, model, predictions, history, summary)
-            runs.append(run)
-        return runs
+        facts = {
+            "device": device_name(self.step_mesh),
+            "fetch": fetch_kind(self.config, self.dataset.train),
+            "trained_together": self.seeds,
+        }
+        return [
+            finish_run(record, model, self.dataset, self.mesh, facts)
+            for record, model in zip(self.records, self.models, strict=True)
+        ]
 
-    def _write(
-        self, run_dir: Path, predictions: Mapping[str, Predictions], summary: Mapping[str, Any]
-    ) -> None:
-        save_predictions(run_dir / "predictions", predictions, self.dataset.ideal)
-        save_thumbnails(run_dir / "thumbnails.npz", predictions["test"], self.dataset.test)
-        rundir.write_json(run_dir / "run.json", summary)
+
+def finish_run(
+    record: Record,
+    model: nnx.Module,
+    dataset: Dataset,
+    mesh: jax.sharding.Mesh,
+    facts: Mapping[str, Any],
+) -> Run:
+    """Predict with a run's best epoch, and write what is known at the end, ``facts`` with it."""
+    record.close()
+    weights = record.best_weights(init_weights(model))
+    load_into(model, replicate(weights, mesh))
+    predictions = {
+        name: predictions_of(
+            logits_of(model, record.config, split, mesh), split, dataset.info, digests=True
+        )
+        for name, split in dataset.splits.items()
+        if name != "train"
+    }
+    load_into(model, weights)  # from here on it is this process's own
+    summary = {
+        "parameters": tree_size(nnx.state(model, nnx.Param)),
+        **record.summary(),
+        **facts,
+        "peak_memory_bytes": peak_memory(),
+        **describe_start(record.run_dir),
+    }
+    summary = rundir.jsonable(summary)
+
+    def write() -> None:
+        save_predictions(record.run_dir / "predictions", predictions, dataset.ideal)
+        save_thumbnails(record.run_dir / "thumbnails.npz", predictions["test"], dataset.test)
+        rundir.write_json(record.run_dir / "run.json", summary)
+
+    first_does(write)
+    return Run(record.run_dir, record.config, model, predictions, record.metrics, summary)
 
 
 def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:

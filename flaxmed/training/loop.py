@@ -27,6 +27,7 @@ from flaxmed.training.batches import describe_fetch, fetch_kind, steps_per_call
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.finetune import make_tuning
 from flaxmed.training.group import Group, class_weights, prepare
+from flaxmed.training.probe import check_probe, probe
 from flaxmed.training.processes import check_alike, first_does, known_to_all
 from flaxmed.training.progress import Interrupted, Progress, StopRequest
 from flaxmed.training.record import check_finite
@@ -62,7 +63,7 @@ def train(
         config: every setting.
         data: a ``Dataset``, or arrays as ``flaxmed.data.as_dataset`` takes them; None to load
             ``config.dataset``.
-        out: run directory; None for ``runs/DATASET[_SIZE]/MODEL[-RECIPE]-seedN``.
+        out: run directory; None for :func:`default_dir`.
         data_dir: where data files lie or go; None for ``FLAXMED_DATA_DIR`` or the cache.
         progress: whether to show a bar, or lines where there is no terminal.
         change: settings, by dotted name, in which ``config`` may differ from what the run in
@@ -139,6 +140,8 @@ def train_group(
         if first_does(claim):
             return [load_run(place) for place in configs]
         use_compilation_cache()
+        if first.finetune.linear_probe:
+            return [probe(own, dataset, place, say=progress) for place, own in configs.items()]
         group = prepare(configs, dataset)
         bar = group.progress_bar(progress)
         for line in opening_lines(group):
@@ -257,7 +260,10 @@ def check_settled(
     class_weights(config, dataset)
     size = dataset.train.images.shape[1:3]
     model = nnx.eval_shape(lambda: build_model(config, dataset.info, size))
-    make_tuning(model, config.finetune, epochs=config.epochs)
+    if config.finetune.linear_probe:
+        check_probe(config)
+    else:
+        make_tuning(model, config.finetune, epochs=config.epochs)
     preprocessing = config.preprocessing or Preprocessing()
     batch = padded_size(config.batch_size, make_mesh(), parts=config.accumulate)
     batch //= config.accumulate  # what is normalised together
@@ -277,10 +283,15 @@ def check_settled(
 
 
 def default_dir(config: TrainConfig, info: DatasetInfo) -> Path:
-    """``runs/DATASET[_SIZE]/MODEL[-RECIPE]-seedN``; the recipe where it is not ``default``."""
+    """``runs/DATASET[_SIZE]/MODEL[-RECIPE][-START]-seedN``.
+
+    The recipe where it is not ``default``; START is ``probe`` or, from weights, ``finetuned``.
+    """
     size = "" if config.size is None else f"_{config.size}"
     recipe = "" if config.recipe == "default" else f"-{config.recipe}"
-    return Path("runs") / f"{info.name}{size}" / f"{config.model}{recipe}-seed{config.seed}"
+    start = "" if config.weights is None else "-finetuned"
+    start = "-probe" if config.finetune.linear_probe else start
+    return Path("runs") / f"{info.name}{size}" / f"{config.model}{recipe}{start}-seed{config.seed}"
 
 
 def how_to_resume(run_dir: Path, data_dir: str | os.PathLike[str] | None, *, own_data: bool) -> str:

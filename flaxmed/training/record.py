@@ -84,7 +84,16 @@ class Record:
         if done:
             state = from_first(lambda: restore(last_folder(self.run_dir), done, fresh), fresh)
 
-        def cut_back() -> list[list[dict[str, Any]]]:
+        self._cut_back(done)
+        return state
+
+    def start_over(self) -> None:
+        """Remove what an earlier attempt left."""
+        self.skipped = []
+        self._cut_back(0)
+
+    def _cut_back(self, done: int) -> None:
+        def cut() -> list[list[dict[str, Any]]]:
             for checkpoints in (self.last, self.best):
                 checkpoints.forget_after(done)
             return [
@@ -92,8 +101,7 @@ class Record:
                 for name in ("metrics.jsonl", "timing.jsonl")
             ]
 
-        self.metrics, self.timing = first_does(cut_back)
-        return state
+        self.metrics, self.timing = first_does(cut)
 
     @property
     def stopped_early(self) -> bool:
@@ -119,6 +127,16 @@ class Record:
 
         first_does(write)
         return is_best
+
+    def end_at_once(self, weights: Any, row: dict[str, Any]) -> None:
+        """Write down a run that is one epoch long, with the network it ends with; no state."""
+        self.metrics.append(jsonable(row))
+
+        def write() -> None:
+            append_row(self.run_dir / "metrics.jsonl", row)
+            self.best.save(row["step"], weights)
+
+        first_does(write)
 
     def note_time(self, row: dict[str, Any]) -> None:
         """Write down a row of clocks."""
