@@ -21,6 +21,7 @@ from flaxmed.data import load_dataset
 from flaxmed.evaluation import evaluate_run, write_comparison
 from flaxmed.training import TrainConfig, check_run, default_dir, train_seeds
 from flaxmed.training.processes import first_does
+from flaxmed.types import InputError
 
 # The phantom shows much in little: a few epochs of the networks as published, which shrink an
 # image at once, take minutes on two CPU cores (real images of 28 to 64 px get the small stem).
@@ -40,6 +41,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="default", help="default or medmnist")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    parser.add_argument(
+        "--weights", nargs="+", metavar="WHAT", help="what to start from, one for each model"
+    )
     parser.add_argument("--data-dir", type=Path, help="where data files lie or go")
     parser.add_argument("--out", type=Path, help="default: runs/DATASET[_SIZE]")
     add_distributed(parser)
@@ -49,11 +53,14 @@ def main() -> None:
     changes = dict(PHANTOM) if args.dataset == "phantom" and args.recipe == "default" else {}
     if args.epochs is not None:
         changes["epochs"] = args.epochs
+    weights = args.weights or [None] * len(args.models)
+    if len(weights) != len(args.models):
+        raise InputError(f"--weights: expected one for each model, {len(args.models)} in all")
     configs = [
         TrainConfig.from_recipe(
-            args.recipe, dataset=args.dataset, size=args.size, model=model, **changes
+            args.recipe, dataset=args.dataset, size=args.size, model=model, weights=start, **changes
         )
-        for model in args.models
+        for model, start in zip(args.models, weights, strict=True)
     ]
     dataset = load_dataset(args.dataset, size=args.size, data_dir=args.data_dir)
     out = args.out or default_dir(configs[0], dataset.info).parent

@@ -572,6 +572,25 @@ def test_runs_with_other_settings_are_other_columns(tmp_path):
     ]
 
 
+def test_columns_are_told_apart_by_what_their_runs_started_from(tmp_path):
+    """Stem and preprocessing, which weights decide, differ as well, and need not be named."""
+    tuned = {"stem": "imagenet", "variant": "torchvision", "preprocessing": {"mean": [0.4]}}
+    starts = {"a": {"weights": None, "stem": "small"}, "b": {"weights": "/home/me/w.pth", **tuned}}
+    probe = {"finetune": {"linear_probe": True, "layer_decay": 1.0}}
+    plain = {"finetune": {"linear_probe": False, "layer_decay": 1.0}}
+    dirs = [
+        write_run(tmp_path / "a", make(seed=0), **starts["a"], **plain),
+        write_run(tmp_path / "b", make(seed=1), **starts["b"], **plain),
+        write_run(tmp_path / "c", make(seed=2), **starts["b"], **probe),
+    ]
+    assert list(compare_runs(dirs[:2])) == ["resnet18, from scratch", "resnet18, from w.pth"]
+    assert list(compare_runs(dirs)) == [
+        "resnet18, from scratch, linear_probe=False",
+        "resnet18, from w.pth, linear_probe=False",
+        "resnet18, from w.pth, linear_probe=True",
+    ]
+
+
 def test_a_comparison_is_written_whole(tmp_path):
     ideal = make(seed=4, skill=3)
     dirs = [

@@ -313,10 +313,9 @@ def _group(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     groups: dict[str, list[_Run]] = {}
     for run in runs:
         same_model = [flat[other.dir] for other in runs if other.model == run.model]
-        keys = dict.fromkeys(key for settings in same_model for key in settings)
-        differing = [key for key in keys if len({settings.get(key) for settings in same_model}) > 1]
-        parts = [f"{key.split('.')[-1]}={flat[run.dir].get(key)}" for key in differing[:3]]
-        name = ", ".join([run.model, *parts, *(["..."] if len(differing) > 3 else [])])
+        telling = _telling(same_model)
+        parts = [_shown(key, flat[run.dir].get(key)) for key in telling[:3]]
+        name = ", ".join([run.model, *parts, *(["..."] if len(telling) > 3 else [])])
         groups.setdefault(name, []).append(run)
     for name, group in groups.items():
         if any(flat[run.dir] != flat[group[0].dir] for run in group):
@@ -333,6 +332,29 @@ def _group(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
                     "expected different seeds or settings"
                 )
     return groups
+
+
+def _telling(each: Sequence[Mapping[str, str]]) -> list[str]:
+    """The settings by which runs can be told apart: of those that differ the first, as few as do.
+
+    What a run started from, and which layers were trained, come first: of fine-tuned runs stem and
+    preprocessing differ as well, because the weights decide them.
+    """
+    keys = dict.fromkeys(key for settings in each for key in settings)
+    differing = [key for key in keys if len({settings.get(key) for settings in each}) > 1]
+    differing.sort(key=lambda key: not key.startswith(("weights", "finetune.")))
+
+    def kinds(some: Sequence[str]) -> int:
+        return len({tuple(settings.get(key) for key in some) for settings in each})
+
+    counts = (n for n in range(len(differing) + 1) if kinds(differing[:n]) == kinds(differing))
+    return differing[: next(counts)]
+
+
+def _shown(key: str, value: str | None) -> str:
+    if key != "weights":
+        return f"{key.split('.')[-1]}={value}"
+    return "from scratch" if value in (None, "None") else f"from {Path(str(value)).name}"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,138 @@
+"""What does it cost to start from weights, and what does it bring? Beside training from scratch.
+
+    python benchmarks/transfer.py --dataset breastmnist --size 64 \\
+        --json benchmarks/results/transfer_breastmnist.json
+
+A network is trained on a phantom of the other's size, and from there in every way that there is:
+all of it, its last stages alone, its classifier alone (the linear probe, twice: features are
+computed the first time, read the second). Weights of ImageNet would say more of real images; the
+times are the same. AUC is that of the test split, the difference paired by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timed_training import machine
+
+from flaxmed import evaluate
+from flaxmed.data import load_dataset
+from flaxmed.data.phantom import load_phantom
+from flaxmed.evaluation.paired import auc_difference
+from flaxmed.training import FineTuneConfig, Run, TrainConfig, train
+from flaxmed.training.rundir import write_json
+from flaxmed.types import Dataset
+
+# the last tenth or so of each network's depth, and about half of its parameters
+LAST_STAGES = {"resnet18": "stage4", "densenet121": "stage4", "xception": "exit1"}
+
+
+def with_few(dataset: Dataset, images: int | None) -> Dataset:
+    """The data with so many training images, drawn at random; None: with all."""
+    if images is None:
+        return dataset
+    rows = np.random.default_rng(0).permutation(len(dataset.train))[:images]
+    split = dataset.train
+    few = dataclasses.replace(
+        split,
+        images=split.images[rows],
+        labels=split.labels[rows],
+        ids=split.ids[rows],
+        groups=None if split.groups is None else split.groups[rows],
+    )
+    return dataclasses.replace(dataset, train=few)
+
+
+def ways(model: str, start: str) -> dict[str, dict[str, Any]]:
+    """By name what of the settings makes the way."""
+    last, probe = FineTuneConfig(train_from=LAST_STAGES[model]), FineTuneConfig(linear_probe=True)
+    return {
+        "from scratch": {"stem": "imagenet"},
+        "fine-tuned": {"weights": start},
+        f"from {last.train_from} on": {"weights": start, "finetune": last},
+        "linear probe": {"weights": start, "finetune": probe},
+        "linear probe again": {"weights": start, "finetune": probe},
+    }
+
+
+def timed(config: TrainConfig, data: Dataset, out: Path) -> tuple[Run, float]:
+    """The run, and the seconds that it took, evaluation and compilation included."""
+    began = time.perf_counter()
+    run = train(config, data, out=out, progress=False)
+    return run, time.perf_counter() - began
+
+
+def measure(model: str, args: argparse.Namespace, data: Dataset) -> list[dict[str, Any]]:
+    """A row for every way to train one network."""
+    size = data.train.images.shape[1]
+    first = load_phantom(size, n_train=args.pretrain_images, config=args.pretrain)
+    settings = TrainConfig(model=model, stem="imagenet", epochs=args.pretrain_epochs)
+    place = args.out / model
+    start, seconds = timed(settings, first, place / "pretrained")
+    print(f"{model}: pretrained on {args.pretrain} in {seconds:.0f} s", flush=True)
+    rows: list[dict[str, Any]] = []
+    scratch = None
+    for name, changes in ways(model, str(start.dir)).items():
+        config = TrainConfig(model=model, epochs=args.epochs, batch_size=args.batch_size, **changes)
+        run, seconds = timed(config, data, place / name.replace(" ", "-"))
+        made = run.predictions["test"]
+        auc = evaluate(made)["auc"]
+        row = {
+            "model": model,
+            "way": name,
+            "seconds": round(seconds, 2),
+            "train_seconds": run.summary["train_seconds"],
+            "linear_probe": {
+                key: value
+                for key, value in run.summary.get("linear_probe", {}).items()
+                if key != "tried"
+            },
+            "auc": [auc.value, auc.low, auc.high],
+        }
+        line = f"{seconds:.1f} s, AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
+        if scratch is None:
+            scratch = made
+        else:
+            gained = auc_difference([made], [scratch])
+            low, high = gained.interval.low, gained.interval.high
+            row["gained"] = [gained.value, low, high]
+            line += f", gained {gained.value:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append(row)
+        print(f"{model}, {name}: {line}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Train in every way, print a line for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dataset", default="breastmnist")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--images", type=int, help="train on so many only")
+    parser.add_argument("--models", nargs="+", default=list(LAST_STAGES))
+    parser.add_argument("--pretrain", default="phantom-ring", help="the phantom to begin with")
+    parser.add_argument("--pretrain-images", type=int, default=1024)
+    parser.add_argument("--pretrain-epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--json", type=Path, help="write the results here")
+    args = parser.parse_args()
+    data = with_few(load_dataset(args.dataset, size=args.size), args.images)
+    rows = []
+    for model in args.models:
+        rows += measure(model, args, data)
+        if args.json:
+            settings = {
+                key: value for key, value in vars(args).items() if key not in ("out", "json")
+            }
+            command = shlex.join(["python", "benchmarks/transfer.py", *sys.argv[1:]])
+            write_json(args.json, {**machine(), "command": command, **settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
