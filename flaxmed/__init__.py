@@ -38,7 +38,14 @@ _HOME = {
         "save_weights",
     ),
     "flaxmed.data": ("list_datasets", "load_dataset"),
-    "flaxmed.training": ("Run", "TrainConfig", "load_model", "train", "train_seeds"),
+    "flaxmed.training": (
+        "FineTuneConfig",
+        "Run",
+        "TrainConfig",
+        "load_model",
+        "train",
+        "train_seeds",
+    ),
     "flaxmed.inference": ("predict",),
     "flaxmed.evaluation": ("Comparison", "Report", "compare", "evaluate"),
 }
