@@ -191,6 +191,9 @@ def test_it_is_evaluated_and_read_back_like_any_run(probed, small, start, capsys
     assert evaluate_run(probed.dir)["auc"].value > 0
     card = (probed.dir / "MODEL_CARD.md").read_text()
     assert "Only the classifier was fitted" in card
+    assert "optimizer" not in card
+    assert "penalties tried" in card
+    assert not (probed.dir / "figures" / "curves.png").exists()  # there are no epochs to draw
     again = flaxmed.train(config(start), small, out=probed.dir)
     assert again.summary == probed.summary
     assert json.loads((probed.dir / "config.json").read_text())["finetune"]["linear_probe"] is True

@@ -575,7 +575,10 @@ def test_runs_with_other_settings_are_other_columns(tmp_path):
 def test_columns_are_told_apart_by_what_their_runs_started_from(tmp_path):
     """Stem and preprocessing, which weights decide, differ as well, and need not be named."""
     tuned = {"stem": "imagenet", "variant": "torchvision", "preprocessing": {"mean": [0.4]}}
-    starts = {"a": {"weights": None, "stem": "small"}, "b": {"weights": "/data/mine/w.pth", **tuned}}
+    starts = {
+        "a": {"weights": None, "stem": "small"},
+        "b": {"weights": "/data/mine/w.pth", **tuned},
+    }
     probe = {"finetune": {"linear_probe": True, "layer_decay": 1.0}}
     plain = {"finetune": {"linear_probe": False, "layer_decay": 1.0}}
     dirs = [

@@ -7,6 +7,7 @@ left out, or called so.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 from flaxmed.evaluation.tables import DASH, duration, whole
 from flaxmed.evaluation.worst import Thumbnails
 
+# what decides the steps of training, of which a linear probe takes none
+_OF_STEPS = (
+    *("epochs", "batch_size", "optimizer.", "augment.", "accumulate", "remat", "steps_per_call"),
+    *("ema_decay", "early_stopping", "batch_norm_momentum", "fetch", "finetune."),
+)
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -39,11 +45,12 @@ class RunRecord:
     thumbnails: Thumbnails | None = None
 
     def setting_rows(self) -> list[list[str]]:
-        """Every setting by its dotted name, versions left out."""
+        """Every setting that mattered by its dotted name, versions left out."""
+        unused = ("versions.", *(_OF_STEPS if self.facts.get("linear_probe") else ()))
         return [
-            [name, _source(value) if name == "weights" and value else _text(value)]
+            [name, _source(str(value)) if name == "weights" and value else _text(value)]
             for name, value in _flatten(self.settings)
-            if not name.startswith("versions.")
+            if not name.startswith(unused)
         ]
 
     def start(self) -> str:
@@ -153,9 +160,14 @@ class RunRecord:
         rows = []
         if "parameters" in f:
             rows.append(["trainable parameters", whole(f["parameters"])])
-        if "epochs" in f:
+        fitted = f.get("linear_probe")
+        if fitted:
+            rows.append(["penalties tried (scikit-learn's C)", _text(_each(fitted, "C"))])
+            best = min(_each(fitted, "val_loss"), default=math.nan)
+            rows.append(["lowest validation loss", f"{best:.4f}"])
+        if "epochs" in f and not fitted:
             rows.append(["epochs trained", whole(f["epochs"])])
-        if isinstance(f.get("best_epoch"), int):
+        if isinstance(f.get("best_epoch"), int) and not fitted:
             rows.append(["epoch that was kept", str(f["best_epoch"] + 1)])
         if isinstance(f.get("best_val_auc"), float):
             rows.append(["its validation AUC", f"{f['best_val_auc']:.4f}"])
@@ -166,6 +178,11 @@ class RunRecord:
         if "device" in f:
             rows.append(["device", str(f["device"])])
         return rows
+
+
+def _each(fitted: Mapping[str, Any], name: str) -> list[float]:
+    """One of the numbers of every penalty that was tried."""
+    return [row[name] for row in fitted.get("tried", []) if isinstance(row.get(name), float)]
 
 
 def joined(names: str) -> str:

@@ -269,7 +269,10 @@ def _read_run(run_dir: str | os.PathLike[str]) -> _Run:
         predictions=Predictions.load(path / "predictions" / "test.npz"),
         val=Predictions.load(val) if val.is_file() else None,
         ideal=Predictions.load(ideal) if ideal.is_file() else None,
-        history=_read_history(path / "metrics.jsonl", facts.get("best_epoch")),
+        # a linear probe has no epochs
+        history=None
+        if facts.get("linear_probe")
+        else _read_history(path / "metrics.jsonl", facts.get("best_epoch")),
         facts=facts,
         dataset=about,
     )
