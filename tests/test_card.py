@@ -12,6 +12,7 @@ from test_page import CLASSES, SEXES, make, page_of, record_of
 from flaxmed.evaluation import evaluate
 from flaxmed.evaluation.card import AUTHOR, model_card
 from flaxmed.evaluation.card_items import CLAIM, TRIPOD_AI
+from flaxmed.evaluation.front_matter import yaml_lines
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Source
 from flaxmed.evaluation.tables import ends, escape, number
@@ -70,7 +71,20 @@ def test_any_name_is_safe_in_the_front_matter(yaml):
         card, _ = card_of(p, record=record_of(p, name=name), source=Source(name, "test", name))
         values = yaml.safe_load(front_matter(card))
         assert values["datasets"] == ["".join(c if c.isprintable() else " " for c in name)]
-        assert len(values["model-index"]) == 1
+        (model,) = values["model-index"]
+        about = model["results"][0]["dataset"]
+        assert about["name"] == values["datasets"][0]
+        assert re.fullmatch(r"[\w.-]+", about["type"], re.ASCII)
+
+
+def test_what_yaml_reads_is_what_was_written(yaml):
+    values = {
+        "numbers": [1e-7, -3e22, 0.5, 12, 1e-300],
+        "nothing": [],
+        "nested": [{"a": {"b": [True, None]}, "c": {}}],
+        "words": ["yes", "1e-7", "null", "- a", "k: v", "#", ""],
+    }
+    assert yaml.safe_load("\n".join(yaml_lines(values))) == values
 
 
 def test_an_undefined_metric_is_no_result(yaml):

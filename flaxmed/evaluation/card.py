@@ -5,12 +5,12 @@ What the run knows is filled in; what only its author can know is marked "author
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flaxmed.evaluation.card_items import CLAIM, TRIPOD_AI, Item
+from flaxmed.evaluation.front_matter import identifier, printable, yaml_lines
 from flaxmed.evaluation.record import RunRecord
 from flaxmed.evaluation.report import Report, describe_images
 from flaxmed.evaluation.report_tables import (
@@ -61,7 +61,7 @@ def model_card(report: Report, *, record: RunRecord | None = None) -> str:
     """
     record = RunRecord() if record is None else record
     parts = [
-        ["---", *_yaml(_front_matter(report, record)), "---", ""],
+        ["---", *yaml_lines(_front_matter(report, record)), "---", ""],
         [f"# {escape(_name(report))}", "", f"**{NOT_A_DEVICE}**", ""],
         _summary(report),
         _intended_use(report),
@@ -105,7 +105,7 @@ def _front_matter(report: Report, record: RunRecord) -> dict[str, Any]:
     ]
     if results:  # the hub refuses a result without a value
         task = {"type": "image-classification", "name": "Image classification"}
-        about = {"type": dataset, "name": dataset, "split": source.split or "test"}
+        about = {"type": identifier(dataset), "name": dataset, "split": source.split or "test"}
         values["model-index"] = [
             {
                 "name": _name(report),
@@ -124,39 +124,10 @@ def _metric_name(report: Report, name: str) -> str:
     return f"{metric.title}{positive} ({level} interval {ends(metric.interval)})"
 
 
-def _yaml(value: Any, indent: str = "") -> list[str]:
-    """Mappings, lists, text and finite numbers as YAML; all text in JSON's double quotes."""
-    lines: list[str] = []
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(item, Mapping | list):
-                lines += [f"{indent}{key}:", *_yaml(item, indent + "  ")]
-            else:
-                lines.append(f"{indent}{key}: {_scalar(item)}")
-        return lines
-    for item in value:
-        if isinstance(item, Mapping | list):
-            first, *rest = _yaml(item, indent + "  ")
-            lines += [f"{indent}- {first.lstrip()}", *rest]
-        else:
-            lines.append(f"{indent}- {_scalar(item)}")
-    return lines
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, str):  # YAML's quoted text is JSON's, but for what cannot be printed
-        return json.dumps(_printable(value), ensure_ascii=False)
-    return json.dumps(value)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def _name(report: Report) -> str:
     source = report.source
     named = f"{source.model or 'A network'} on {source.dataset or 'unnamed images'}"
-    return _printable(named + (" (synthetic)" if source.synthetic else ""))
+    return printable(named + (" (synthetic)" if source.synthetic else ""))
 
 
 def _summary(report: Report) -> list[str]:
