@@ -437,6 +437,16 @@ def test_what_cannot_be_written(array, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    metadata = {name: name for name in "bcad"}
+    for n in range(6):  # the library leaves the order of the metadata to chance
+        write_safetensors(tmp_path / str(n), {"y": np.ones(3), "x": np.zeros(2, "u1")}, metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    tensors, said = read_safetensors(tmp_path / "0")
+    assert said == metadata
+    assert tensors["y"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk(step, tmp_path, monkeypatch):
     """The file that was there stays, and nothing else is left."""

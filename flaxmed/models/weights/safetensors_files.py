@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16, which safetensors looks up)
@@ -104,7 +105,7 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as a safetensors file: the whole of it, or nothing.
+    """Write tensors as a safetensors file: the whole of it, or nothing; the same give the same.
 
     Args:
         path: The file; one that is there is replaced at a stroke.
@@ -124,9 +125,21 @@ def write_safetensors(
     native = {name: _native(path, name, array) for name, array in tensors.items()}
     data = safetensors.numpy.save(native, metadata=dict(metadata or {}))
     with written_whole(path) as file:
-        file.write(data)
+        for part in _in_order(data):
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())  # a full disk may not show before
+
+
+def _in_order(data: bytes) -> Iterator[bytes | memoryview]:
+    """A file with its metadata in the order of their names, which the library leaves to chance."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the numbers aligned
+    yield len(text).to_bytes(8, "little") + text
+    yield memoryview(data)[end:]
 
 
 def _native(path: Path, name: str, array: np.ndarray) -> np.ndarray:
