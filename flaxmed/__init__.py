@@ -32,6 +32,7 @@ _HOME = {
     ),
     "flaxmed.models.weights": (
         "convert_weights",
+        "from_pretrained",
         "list_weights",
         "load_weights",
         "open_weights",
@@ -47,6 +48,7 @@ _HOME = {
         "train_seeds",
     ),
     "flaxmed.inference": ("predict",),
+    "flaxmed.publish": ("push_to_hub", "save_pretrained"),
     "flaxmed.evaluation": ("Comparison", "Report", "compare", "evaluate"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "benchmark": {"types", "allocator", "models", "training", "summary"},
 }
 MAY_IMPORT["verify"] = {"types", "models"}
-MAY_IMPORT["cli_weights"] = {"types", "models", "training", "verify"}
+MAY_IMPORT["publish"] = {"types", "files", "models", "evaluation", "training"}
+MAY_IMPORT["cli_weights"] = {"types", "models", "training", "verify", "publish"}
 MAY_IMPORT["command"] = {"types", "allocator", "training"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "flaxmed"}
 MAY_IMPORT["__main__"] = {"cli"}

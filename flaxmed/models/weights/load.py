@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flaxmed.models import DenseNet, ResNet, Xception, create_model
 from flaxmed.models.pretrained import LoadReport, Tensors, load_state, table_of
 from flaxmed.models.weights import hub, metadata
 from flaxmed.models.weights.files import read_weights
@@ -113,14 +115,43 @@ def build(
     return model
 
 
-def build_as_it_is(weights: Weights) -> Any:
+def from_pretrained(
+    source: str | os.PathLike[str], *, dtype: Any = jnp.float32
+) -> ResNet | DenseNet | Xception:
+    """The whole network that a folder, a repository of the hub or a file holds, ready to use.
+
+    Args:
+        source: a folder of ``flaxmed.save_pretrained``, a repository ``OWNER/NAME`` of the Hugging
+            Face hub, flaxmed's or another library's, or whatever else :func:`open_weights` takes.
+        dtype: of the computation; see the network's class. A network that was trained in
+            another type gives its own logits in that.
+
+    Returns:
+        The network with its own classes, channels and stem, every value as it is in the file, in
+        evaluation mode; with ``preprocessing`` and ``info`` where they are known, as ours are, so
+        that ``flaxmed.predict(model, images)`` answers. What was loaded is said on stderr.
+
+    Raises:
+        InputError: what :func:`open_weights` refuses; weights without a classifier.
+
+    Example:
+        >>> import tempfile
+        >>> from flaxmed.models.weights import save_weights
+        >>> folder = tempfile.mkdtemp()
+        >>> model = create_model("resnet18", 2, in_channels=1, stem="small", rngs=nnx.Rngs(0))
+        >>> save_weights(model, f"{folder}/model.safetensors")
+        >>> from_pretrained(folder).in_channels
+        1
+    """
+    return build_as_it_is(open_weights(source), dtype=dtype)
+
+
+def build_as_it_is(weights: Weights, *, dtype: Any = jnp.float32) -> Any:
     """The network that the file holds, with its own classes, channels and stem.
 
     Raises:
         InputError: it has no classifier; or what :func:`load_weights` refuses.
     """
-    from flaxmed.models import create_model
-
     kind = weights.kind
     if kind.num_classes is None:
         raise InputError(f"{weights.source}: has no classifier, and is no whole network")
@@ -130,6 +161,7 @@ def build_as_it_is(weights: Weights) -> Any:
         in_channels=kind.in_channels,
         stem=kind.stem,
         variant=weights.variant,
+        dtype=dtype,
         rngs=nnx.Rngs(0),
     )
     _say(weights, load_weights(model, weights))

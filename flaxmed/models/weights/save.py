@@ -88,14 +88,18 @@ def save_weights(
         2
     """
     if naming == "flaxmed":
-        _write(weights_of(model, licence=licence), path)
+        write_weights(weights_of(model, licence=licence), path)
     else:
         tensors = to_foreign(flatten(nnx.state(model)), model, naming)
         write_safetensors(Path(path), tensors, {"format": "pt"})
 
 
-def _write(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Write weights of flaxmed's own naming, with what the file says of itself."""
+def write_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write weights of flaxmed's own naming, with what the file says of itself.
+
+    Raises:
+        InputError, RunError: as :func:`save_weights`.
+    """
     kind = weights.kind
     said = metadata.describe(
         network=kind.network,
@@ -111,7 +115,11 @@ def _write(weights: Weights, path: str | os.PathLike[str]) -> None:
 
 
 def convert_weights(
-    source: str | os.PathLike[str], path: str | os.PathLike[str], *, naming: str = "flaxmed"
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    naming: str = "flaxmed",
+    licence: str = "unknown",
 ) -> Weights:
     """Read weights of any format and write them as safetensors, every value as it was.
 
@@ -119,6 +127,7 @@ def convert_weights(
         source: as for ``open_weights``.
         path: the file to write.
         naming: whose names it shall have, as for :func:`save_weights`.
+        licence: of the weights; "unknown" leaves what they say themselves.
 
     Returns:
         What was read.
@@ -139,5 +148,6 @@ def convert_weights(
         'medmnist'
     """
     weights = open_weights(source)
-    save_weights(build_as_it_is(weights), path, naming=naming, licence=weights.licence)
+    licence = weights.licence if licence == "unknown" else licence
+    save_weights(build_as_it_is(weights), path, naming=naming, licence=licence)
     return weights
