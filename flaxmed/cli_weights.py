@@ -1,17 +1,21 @@
-"""The commands about weights: ``convert-weights`` and ``verify-weights``."""
+"""The commands about weights: ``convert-weights``, ``push-weights`` and ``verify-weights``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from flaxmed.types import InputError, RunError
 
+_SOURCE = "a file, a run directory, a repository OWNER/NAME, or a published name"
+
 
 def add_weights(commands: Any) -> None:
     """Give the command line its commands about weights."""
     _add_convert(commands)
+    _add_push(commands)
     _add_verify(commands)
 
 
@@ -19,30 +23,83 @@ def _add_convert(commands: Any) -> None:
     command = commands.add_parser(
         "convert-weights", help="weights of any format, or of a run, as safetensors"
     )
+    command.add_argument("source", help=_SOURCE)
     command.add_argument(
-        "source", help="a file, a run directory, a repository OWNER/NAME, or a published name"
+        "out",
+        metavar="OUT.safetensors|FOLDER/",
+        help="a file; or a folder for the network with its model card, as push-weights sends it",
     )
-    command.add_argument("out", type=Path, metavar="OUT.safetensors")
     command.add_argument(
         "--naming",
         default="flaxmed",
         help="whose names the tensors get: flaxmed, torchvision, timm, medmnist or keras",
     )
+    _add_licence(command)
     command.set_defaults(call=_convert_weights)
 
 
-def _convert_weights(arguments: argparse.Namespace) -> None:
-    from flaxmed.models.weights import convert_weights, save_weights
+def _add_licence(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--licence",
+        default="unknown",
+        help="of the weights, such as apache-2.0; default: their own",
+    )
 
-    if arguments.out.suffix != ".safetensors":
-        raise InputError(f"{arguments.out}: expected a name that ends in .safetensors")
-    if (Path(arguments.source) / "config.json").is_file():
+
+def _convert_weights(arguments: argparse.Namespace) -> None:
+    source, out, naming = arguments.source, arguments.out, arguments.naming
+    if out.endswith(("/", os.sep)) or Path(out).is_dir():
+        _to_folder(source, Path(out), naming, arguments.licence)
+        return
+    from flaxmed.models.weights import convert_weights, save_weights
+    from flaxmed.publish.folder import is_run
+
+    if Path(out).suffix != ".safetensors":
+        raise InputError(f"{out}: expected a name that ends in .safetensors, or a folder's in /")
+    if is_run(Path(source)):
         from flaxmed.training import load_model
 
-        save_weights(load_model(arguments.source), arguments.out, naming=arguments.naming)
+        save_weights(load_model(source), out, naming=naming, licence=arguments.licence)
     else:
-        convert_weights(arguments.source, arguments.out, naming=arguments.naming)
-    print(f"written to {arguments.out}, with the names of {arguments.naming}")
+        convert_weights(source, out, naming=naming, licence=arguments.licence)
+    print(f"written to {out}, with the names of {naming}")
+
+
+def _to_folder(source: str, folder: Path, naming: str, licence: str) -> None:
+    from flaxmed.publish import save_pretrained
+
+    if naming != "flaxmed":
+        raise InputError(f"--naming {naming}: a folder has flaxmed's names; expected a file")
+    print(f"written to {save_pretrained(source, folder, licence=licence)}")
+
+
+def _add_push(commands: Any) -> None:
+    command = commands.add_parser(
+        "push-weights", help="a network and its model card to the Hugging Face hub"
+    )
+    command.add_argument("source", help=f"{_SOURCE}; or a folder of convert-weights")
+    command.add_argument("repository", metavar="OWNER/NAME")
+    command.add_argument(
+        "--private", action="store_true", help="only its owner sees a new repository"
+    )
+    _add_licence(command)
+    command.add_argument(
+        "--base-model", metavar="OWNER/NAME", help="whose weights these began from"
+    )
+    command.set_defaults(call=_push_weights)
+
+
+def _push_weights(arguments: argparse.Namespace) -> None:
+    from flaxmed.publish import push_to_hub
+
+    address = push_to_hub(
+        arguments.source,
+        arguments.repository,
+        private=arguments.private,
+        licence=arguments.licence,
+        base_model=arguments.base_model,
+    )
+    print(f"published at {address}")
 
 
 def _add_verify(commands: Any) -> None:

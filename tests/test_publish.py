@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 
@@ -18,6 +19,7 @@ from flax import nnx
 from hub_server import TOKEN, Hub
 
 import flaxmed
+from flaxmed.cli import main
 from flaxmed.evaluation import evaluate_run
 from flaxmed.evaluation.metrics import accuracy_score
 from flaxmed.models import create_model
@@ -578,3 +580,41 @@ def test_private_weights_do_not_go_where_all_see_them(server, model):
     with pytest.raises(InputError, match="me/net: is there already, and public; nothing was sent"):
         flaxmed.push_to_hub(network(1), "me/net", private=True)
     assert_same_weights(model, flaxmed.from_pretrained("me/net"))
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def test_the_command_line_writes_the_folder(run, tmp_path, capsys):
+    folder = tmp_path / "net"
+    words = ["convert-weights", str(run.dir), f"{folder}/", "--licence", "mit"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"written to {folder}\n"
+    assert names(folder) == FILES
+    assert open_weights(folder).licence == "mit"
+    again = tmp_path / "again.safetensors"  # a folder has a config.json, and is no run
+    assert main(["convert-weights", str(folder), str(again), "--licence", "cc0-1.0"]) == 0
+    assert open_weights(again).licence == "cc0-1.0"
+    assert main(["convert-weights", str(folder), f"{folder}2/", "--naming", "timm"]) == 2
+    assert "--naming timm: a folder has flaxmed's names" in capsys.readouterr().err
+    assert not (tmp_path / "net2").exists()
+
+
+def test_the_command_line_publishes(server, model, tmp_path):
+    """In a process of its own, as users have it: the hub is where HF_ENDPOINT says."""
+    folder = flaxmed.save_pretrained(model, tmp_path / "net")
+    environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HUB_DISABLE_XET": "1"}
+    words = ["push-weights", str(folder), "me/net", "--private", "--licence", "mit"]
+    code = f"import sys; from flaxmed.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"published at {server.address}/me/net"
+    assert server.private == {"me/net": True}
+    assert_same_network(model, flaxmed.from_pretrained("me/net"))
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
+    assert main(["push-weights", str(tmp_path), "mine"]) == 2
+    assert capsys.readouterr().err.startswith("flaxmed: error: repository 'mine': expected OWNER/")
