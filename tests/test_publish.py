@@ -353,6 +353,16 @@ def test_a_folder_keeps_its_card_when_it_is_saved_again(run, yaml, tmp_path):
     assert_same_weights(run.model, flaxmed.from_pretrained(second))
 
 
+def test_a_run_that_began_from_published_weights_names_them(run, yaml, tmp_path):
+    shutil.copytree(run.dir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    published = "timm/resnet18.a1_in1k"
+    for weights, expected in ((published, published), ("my/run", None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": weights}))
+        folder = flaxmed.save_pretrained(tmp_path / "run", tmp_path / "saved")
+        assert front_matter(folder, yaml).get("base_model") == expected
+
+
 def test_a_licence_is_what_was_said_last(model, yaml, tmp_path):
     """The argument, else what an author wrote into the card, else what the weights say."""
     folder = flaxmed.save_pretrained(model, tmp_path / "one", licence="Our own terms")

@@ -57,7 +57,7 @@ def save_pretrained(
         licence: of the weights: an identifier of the hub's (``"apache-2.0"``), or the name of any
             other. "unknown" leaves what the weights, or the author in ``MODEL_CARD.md``, say.
         base_model: the repository ``OWNER/NAME`` on the hub whose weights these began from. Known
-            by itself where ``source`` is one.
+            by itself where ``source`` is one, and for a run that began from a published name.
 
     Returns:
         The folder.
@@ -207,6 +207,9 @@ def _of_run(run_dir: Path, base_model: str | None) -> Card:
 
     weights = weights_of(load_model(run_dir), str(run_dir))
     height, width, _ = read_json(run_dir / "dataset.json", wanted="a run")["image_shape"]
+    begun = read_json(run_dir / CONFIG, wanted="a run").get("weights")
+    if base_model is None and begun in KNOWN:
+        base_model = _repository(begun)
     return Card(weights, (height, width), base_model, _written_card(run_dir))
 
 
