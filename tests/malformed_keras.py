@@ -292,6 +292,11 @@ def keras_files() -> list[Case]:
             "no weights of Keras",
         ),
         Case("groups alone", made(many(9)), "no weights of Keras"),
+        Case(
+            "a head alone",
+            made(extra("layers/dense", (1, 2), (2,))),
+            "a classifier without its network, as KerasHub's task.weights.h5 is",
+        ),
         # the older layout
         Case("no names", changed("listed", names("/", "layer_names", None)), "no weights of Keras"),
         Case("numbers for names", changed("listed", names("/", "layer_names", [1, 2])), "no text"),

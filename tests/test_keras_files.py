@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from oracles import compare
 from oracles.cases import CASES, Ours, images_and_labels, random_tensors
 from oracles.compare import EVALUATION_BATCH, LOGITS_TOLERANCE, check, require
 
+from flaxmed.models import create_model
 from flaxmed.models.pretrained import load_state, to_foreign
-from flaxmed.models.weights import hdf5
+from flaxmed.models.weights import hdf5, open_weights
+from flaxmed.models.weights.files import read_weights
 from flaxmed.models.weights.keras_files import read_keras
 from flaxmed.models.weights.keras_layers import DENSENET121, XCEPTION
 from flaxmed.types import InputError
+from flaxmed.verify import keras_network
 
 # of torch's arrays, when Keras takes them for NumPy's
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -137,6 +143,46 @@ def test_a_network_within_another(living, tmp_path):
     same(read_keras(tmp_path / "x.weights.h5"), living.tensors)
 
 
+def keras_saves_again(keras, model, said, path, out):
+    """Do what a message says."""
+    words = {"FILE": repr(str(path)), "'OUT.weights.h5'": repr(str(out))}
+    command = re.search(r"(?:in Keras|its weights): (.*OUT\.weights\.h5'\))", said)[1]
+    for word, value in words.items():
+        command = command.replace(word, value)
+    for line in command.split("; "):
+        eval(line, {"keras": keras, "model": model})
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("whole.keras", "a Keras archive of a whole model; save its weights: keras.saving"),
+        ("model.h5", "is a network of its own, with"),
+        ("weights.h5", "is a network of its own, with"),
+    ],
+)
+@pytest.mark.parametrize("living", LIVING[1:], indirect=True)
+@pytest.mark.filterwarnings("ignore:.*HDF5 file.*")
+def test_what_is_refused_says_what_makes_it_readable(living, file, says, tmp_path):
+    """A whole model, and the older layout of a network within another."""
+    keras, model = living.keras, living.model
+    layers = keras.layers
+    part = keras.Model(model.input, model.layers[-3].output, name="inner")
+    whole = keras.Sequential([part, layers.GlobalAveragePooling2D(), layers.Dense(5)])
+    whole.layers[-1].set_weights(model.layers[-1].get_weights())
+    savers = {**SAVERS, "whole.keras": SAVERS["model.h5"]}
+    savers[file](whole, tmp_path / file)
+    with pytest.raises(InputError) as error:
+        read_weights(tmp_path / file)
+    said = str(error.value)
+    assert says in said
+    assert "\n" not in said
+    out = keras_saves_again(keras, whole, said, tmp_path / file, tmp_path / "out.weights.h5")
+    same(read_weights(out).tensors, living.tensors)
+
+
 @pytest.mark.slow
 def test_logits_are_kerass(living, tmp_path):
     """From the file to the logits, in float32."""
@@ -148,6 +194,49 @@ def test_logits_are_kerass(living, tmp_path):
     theirs, _ = living.reference.evaluate(images)
     deviation = float(np.abs(logits - theirs).max() / theirs.std())
     check({"logits": deviation}, LOGITS_TOLERANCE)
+
+
+def kerashubs(model):
+    """KerasHub's DenseNet: its paddings and its names, which put the layers in the same order."""
+    keras = compare.keras_reference.import_packages()
+
+    def renamed(layer):
+        config = layer.get_config()
+        found = re.fullmatch(r"conv(\d)_block(\d+)_(\d)_(bn|conv)", config["name"])
+        if found:
+            stack, block, number, kind = found.groups()
+            number = int(number) + (kind == "bn")
+            config["name"] = f"stack{int(stack) - 1}_block{block}_{number}_{kind}"
+        return type(layer).from_config(config)
+
+    padded = keras_network._with_same_stem(keras, model)
+    clone = keras.models.clone_model(padded, clone_function=renamed)
+    clone.set_weights(model.get_weights())
+    return keras, clone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("living", LIVING[1:], indirect=True)  # Xception is the same in both
+def test_kerashubs_densenet_pads_its_stem_as_there(living, tmp_path):
+    keras, hub = kerashubs(living.model)
+    part = keras.Model(hub.input, hub.layers[-3].output, name="dense_net_backbone")
+    for name, network in (("whole", hub), ("backbone", part)):
+        network.save_weights(tmp_path / f"{name}.weights.h5")
+        weights = open_weights(tmp_path / f"{name}.weights.h5")
+        assert (weights.variant, weights.kind.naming) == ("kerashub", "keras")
+    images, _ = images_and_labels(living.case.sizes[0], 3, EVALUATION_BATCH)
+    torch = importlib.import_module("torch")
+    with compare.keras_reference.precision(keras, np.float32), torch.no_grad():
+        theirs = hub(torch.tensor(images, dtype=torch.float32), training=False).numpy()
+    found = {}
+    for variant in (None, "keras"):
+        model = create_model(
+            "densenet121", weights=tmp_path / "whole.weights.h5", variant=variant, rngs=nnx.Rngs(0)
+        )
+        ours = nnx.jit(lambda model, x: model(x))(model, jnp.asarray(images, jnp.float32))
+        found[variant] = float(np.abs(np.asarray(ours) - theirs).max() / theirs.std())
+    check({"logits": found[None]}, LOGITS_TOLERANCE)
+    assert found["keras"] > 100 * LOGITS_TOLERANCE
 
 
 @pytest.mark.slow

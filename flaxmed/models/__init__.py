@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flaxmed.models.checks import check_stem
-from flaxmed.models.densenet import DENSENET121, KERAS_DENSENET121, DenseNet, DenseNet121
+from flaxmed.models.densenet import (
+    DENSENET121,
+    KERAS_DENSENET121,
+    KERASHUB_DENSENET121,
+    DenseNet,
+    DenseNet121,
+)
 from flaxmed.models.resnet import RESNET18, ResNet, ResNet18
 from flaxmed.models.xception import KERAS, TIMM, Xception
 from flaxmed.types import InputError
@@ -29,7 +35,11 @@ __all__ = [
 _MODELS: dict[str, Any] = {"resnet18": ResNet18, "densenet121": DenseNet121, "xception": Xception}
 _VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": {"torchvision": RESNET18},
-    "densenet121": {"torchvision": DENSENET121, "keras": KERAS_DENSENET121},
+    "densenet121": {
+        "torchvision": DENSENET121,
+        "keras": KERAS_DENSENET121,
+        "kerashub": KERASHUB_DENSENET121,
+    },
     "xception": {"keras": KERAS, "timm": TIMM},
 }
 
@@ -135,7 +145,8 @@ def create_model(
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels; None for the
             weights', or "imagenet".
         variant: Whose constants and padding: one of ``list_variants(name)``; None for the weights',
-            or the first.
+            or the first. Files of Keras do not always tell "keras" and "kerashub" apart; there it
+            may be said.
         weights: None for random initial weights; or what ``open_weights`` takes: a name of
             ``flaxmed.list_weights()``, a repository of the Hugging Face hub, a file. What is left
             out of it, and what is new in the network, is said on stderr.
@@ -164,9 +175,7 @@ def create_model(
         opened = load.open_weights(weights)
         if opened.kind.network != name:
             raise InputError(f"{weights}: weights of {opened.kind.network}, not of {name}")
-        if variant not in (None, opened.variant):
-            raise InputError(f"{weights}: made for the variant {opened.variant!r}, not {variant!r}")
-        config = _variant(name, opened.variant)
+        config = _variant(name, load.variant_for(opened, variant))
         return load.build(opened, network, num_classes, in_channels, stem, config=config, **options)
     if num_classes is None:
         raise InputError(f"{name}: num_classes is needed, unless weights say how many")

@@ -23,6 +23,7 @@ from flaxmed.models.layers import (
     Classifier,
     Conv,
     ConvNorm,
+    Padding,
     avg_pool,
     max_pool,
     norm_conv_norm,
@@ -43,6 +44,8 @@ class DenseNetConfig:
         bottleneck: Width of the 1x1 convolution, in multiples of ``growth``.
         stem_width: Channels of the stem.
         bn: Batch normalisation constants.
+        stem_padding: Of the 7x7 convolution and of the pool after it: 3 and 1, or "SAME" for both,
+            as KerasHub pads.
     """
 
     stage_sizes: tuple[int, ...]
@@ -50,6 +53,7 @@ class DenseNetConfig:
     bottleneck: int
     stem_width: int
     bn: BatchNormConfig
+    stem_padding: tuple[Padding, Padding] = (3, 1)
 
 
 # torch.nn.BatchNorm2d defaults: momentum 0.1 (0.9 as Flax counts), eps 1e-5, unbiased variance.
@@ -65,6 +69,10 @@ DENSENET121 = DenseNetConfig(
 KERAS_DENSENET121 = replace(
     DENSENET121, bn=BatchNormConfig(momentum=0.99, epsilon=1.001e-5, unbiased=False)
 )
+
+# keras_hub.models.DenseNetBackbone: Keras's constants, and padding="same" where Keras pads by zeros
+# on all sides. At an even size the two differ by a pixel.
+KERASHUB_DENSENET121 = replace(KERAS_DENSENET121, stem_padding=("SAME", "SAME"))
 
 
 class DenseLayer(nnx.Module):
@@ -150,13 +158,13 @@ class DenseNet(nnx.Module):
         self.config = config
 
         width = config.stem_width
-        kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
+        imagenet = stem == "imagenet"
         self.stem = ConvNorm(
             in_channels,
             width,
-            kernel,
-            stride=stride,
-            padding=padding,
+            7 if imagenet else 3,
+            stride=2 if imagenet else 1,
+            padding=config.stem_padding[0] if imagenet else 1,
             bn=config.bn,
             kernel_init=conv_init,
             dtype=dtype,
@@ -217,7 +225,7 @@ class DenseNet(nnx.Module):
         maps: OrderedDict[str, Array] = OrderedDict()
         x = self.stem(images.astype(self.dtype), mask, relu=True)
         if self.stem_name == "imagenet":
-            x = max_pool(x, window=3, stride=2, padding=1)
+            x = max_pool(x, window=3, stride=2, padding=self.config.stem_padding[1])
         maps["stem"] = x
         for i in range(len(self.config.stage_sizes)):
             if i > 0:

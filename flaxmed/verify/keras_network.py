@@ -70,9 +70,19 @@ class KerasNetwork:
         classes: How many logits; no softmax follows.
         size: Side of the images in pixels.
         dtype: Of computation and parameters: float32 or float64.
+        same_stem: DenseNet-121 with ``padding="same"`` in its stem, as KerasHub's has it.
     """
 
-    def __init__(self, network: str, *, channels: int, classes: int, size: int, dtype: type):
+    def __init__(
+        self,
+        network: str,
+        *,
+        channels: int,
+        classes: int,
+        size: int,
+        dtype: type,
+        same_stem: bool = False,
+    ):
         self.keras = import_packages()
         self.torch = torch_network.import_packages()[0]
         self.dtype = dtype
@@ -89,6 +99,8 @@ class KerasNetwork:
                 classes=classes,
                 classifier_activation=None,
             )
+            if same_stem:
+                self.model = _with_same_stem(self.keras, self.model)
             layers = stages(self.keras, self.model)
             outputs = {stage: layer.output for stage, layer in layers.items()}
             self.probe = self.keras.Model(self.model.inputs, [self.model.output, outputs])
@@ -120,6 +132,20 @@ class KerasNetwork:
                 layer = f"{kind}_{number}" if number else kind
             paths.append(f"{layer}/{value}")
         return paths
+
+
+def _with_same_stem(keras: Any, model: Any) -> Any:
+    """The paddings of ``keras_hub``'s DenseNet, which has others there than Keras's own."""
+
+    def changed(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.ZeroPadding2D):
+            config["padding"] = 0
+        elif layer.name in ("conv1_conv", "pool1"):
+            config["padding"] = "same"
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=changed)
 
 
 def _xception(keras: Any, model: Any) -> dict[str, Any]:

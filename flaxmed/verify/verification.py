@@ -20,7 +20,7 @@ from flaxmed.verify.torch_network import TorchNetwork
 TOLERANCE = 1e-4  # of a map's, or the logits', largest value, in float32
 
 # Whose network judges a naming, and under which names it takes tensors.
-_LIBRARY = {"medmnist": "torchvision"}  # the others are called as the library is
+_LIBRARY = {"medmnist": "torchvision", "kerashub": "keras"}  # the others are called as it is
 _SIDES = {"resnet18": (224, 28), "densenet121": (224, 64), "xception": (299, 96)}
 
 
@@ -30,7 +30,7 @@ class Verification:
 
     Attributes:
         source: the weights.
-        library: ``torchvision``, ``timm`` or ``keras``.
+        library: ``torchvision``, ``timm`` or ``keras``, as it is printed.
         differences: by stage, in the order of the computation, ``logits`` last: the largest
             absolute difference, and the largest absolute value in the library's.
     """
@@ -124,7 +124,8 @@ def _of_library(weights: Weights, model: Any, x: np.ndarray) -> tuple[str, dict[
     try:
         reference: Any
         if library == "keras":
-            reference = KerasNetwork(kind.network, size=x.shape[1], **options)
+            same_stem = weights.variant == "kerashub"
+            reference = KerasNetwork(kind.network, size=x.shape[1], same_stem=same_stem, **options)
         else:
             reference = TorchNetwork(kind.network, stem=kind.stem, **options)
     except ImportError as error:
@@ -133,4 +134,5 @@ def _of_library(weights: Weights, model: Any, x: np.ndarray) -> tuple[str, dict[
         ) from None
     reference.load(tensors)
     logits, maps = reference.evaluate(x)
-    return library, {**maps, "logits": logits}
+    said = "keras, its stem padded as KerasHub's" if weights.variant == "kerashub" else library
+    return said, {**maps, "logits": logits}

@@ -31,7 +31,7 @@ class WeightFile:
         path: The file.
         format: Which library's: ``torch``, ``safetensors`` or ``keras``.
         tensors: Arrays of any shape by the names that the file gives them; all numbers finite.
-        metadata: Texts by name; of safetensors only.
+        metadata: Texts by name: those of safetensors; of Keras's file the network's ``variant``.
 
     Example:
         >>> WeightFile(Path("a.pth"), "torch", {"x": np.zeros(3)}, {}).tensors["x"].shape
@@ -87,9 +87,10 @@ def _format(path: Path, start: bytes) -> Literal["torch", "safetensors", "keras"
 
 
 def _read_keras(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    from flaxmed.models.weights.keras_files import read_keras
+    from flaxmed.models.weights.keras_files import read_keras_with_variant
 
-    return read_keras(path), {}
+    tensors, variant = read_keras_with_variant(path)
+    return tensors, {"variant": variant}
 
 
 _READERS: dict[str, Callable[[Path], tuple[dict[str, np.ndarray], dict[str, str]]]] = {

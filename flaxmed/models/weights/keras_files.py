@@ -28,7 +28,7 @@ from flaxmed.models.weights.keras_layers import (
 )
 from flaxmed.types import InputError
 
-__all__ = ["read_keras"]
+__all__ = ["read_keras", "read_keras_with_variant"]
 
 DENSE, OTHER = "dense layer", "other layer"
 
@@ -46,10 +46,13 @@ _CLASSES = {
     "dense": DENSE,
     "output_dense": DENSE,  # KerasHub's name for a classifier's head
 }
+_MOST_TENSORS = max(map(len, _VARIABLES.values()))  # of a layer that is no network itself
 _HEAD = "predictions"
 # Beside the network: the optimiser's moments, running metrics, and the state of dropout's draws.
 _NOT_WEIGHTS = re.compile(r"optimizer|metrics|seed_generator(?:_\d+)?")
 _DEEPEST = 16  # groups within groups
+# KerasHub's DenseNet, which pads its stem otherwise: what its layers and its backbone are called.
+_KERASHUB = re.compile(r"stack\d+_block\d+_\d_bn|(.+/)?(dense_net_)?backbone/.+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +109,25 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ...     print(str(error).split(": ", 1)[1])
         not an HDF5 file
     """
+    return read_keras_with_variant(path)[0]
+
+
+def read_keras_with_variant(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], str]:
+    """What :func:`read_keras` gives, and the variant of the network that it was made for.
+
+    That is ``kerashub`` for a DenseNet121 whose layers or groups bear KerasHub's names, else
+    ``keras``. Where a version of Keras 3 noted no names, KerasHub's backbone, saved alone, bears no
+    sign, and counts as Keras's.
+
+    Raises:
+        InputError: As :func:`read_keras`.
+    """
     try:
         file = Hdf5File(path)
     except Damaged as error:
         raise InputError(f"{path}: {error}") from None
     try:
-        return _named(_layers(file.root))
+        return _named(list(_layers(file.root)))
     except (Damaged, InputError) as error:
         line = re.sub(r"[^ -~]", "?", str(error))  # a name in the file may hold anything
         raise InputError(f"{path}: {line}") from None
@@ -147,8 +163,21 @@ def _listed(group: Object, names: Iterable[str]) -> Iterator[_Layer]:
         if listed is None:
             raise Damaged(f"layer '{name}': lacks the attribute 'weight_names'")
         if listed:
+            if len(listed) > _MOST_TENSORS:
+                raise Damaged(
+                    f"layer '{name}' is a network of its own, with {len(listed)} tensors, which "
+                    f"this layout mixes up; write Keras 3's, in Keras: {_rewrite(group)}"
+                )
             tensors = tuple(_tensor(layer, name, tensor) for tensor in listed)
             yield _Layer(name, name, _kind(tensors), tensors)
+
+
+def _rewrite(group: Object) -> str:
+    """What makes a file that keeps the layers of an inner network apart."""
+    load = "model.load_weights(FILE); model"  # a file of weights needs the model built beforehand
+    if group.path == "model_weights":
+        load = "keras.models.load_model(FILE)"
+    return f"{load}.save_weights('OUT.weights.h5')"
 
 
 def _walk(
@@ -195,8 +224,8 @@ def _by_number(name: str) -> tuple[str, int]:
 # ------------------------------------------------------------------------------ which is which
 
 
-def _named(layers: Iterable[_Layer]) -> dict[str, np.ndarray]:
-    """All tensors by Keras's names."""
+def _named(layers: Sequence[_Layer]) -> tuple[dict[str, np.ndarray], str]:
+    """All tensors by Keras's names, and the network's variant."""
     by_kind: dict[str, list[_Layer]] = collections.defaultdict(list)
     for layer in layers:
         by_kind[layer.kind].append(layer)
@@ -208,7 +237,10 @@ def _named(layers: Iterable[_Layer]) -> dict[str, np.ndarray]:
     for layer in by_kind[DENSE]:
         tensors |= _variables(_HEAD, layer)
     # the shortcuts' numbers were given by their order; their widths, which differ, decide
-    return dict(KERAS_XCEPTION.respell(tensors)) if network is XCEPTION else tensors
+    if network is XCEPTION:
+        return dict(KERAS_XCEPTION.respell(tensors)), "keras"
+    hub = any(_KERASHUB.fullmatch(said) for layer in layers for said in (layer.name, layer.place))
+    return tensors, "kerashub" if hub else "keras"
 
 
 def _recognise(by_kind: Mapping[str, list[_Layer]]) -> Network:
@@ -223,6 +255,11 @@ def _recognise(by_kind: Mapping[str, list[_Layer]]) -> Network:
             places = _some(layer.place for layer in by_kind[DENSE])
             raise Damaged(f"{network.name} with more than one dense layer: {places}")
         return network
+    if set(by_kind) == {DENSE}:
+        raise Damaged(
+            "a classifier without its network, as KerasHub's task.weights.h5 is; expected the "
+            "model.weights.h5 beside it"
+        )
     others = _some(layer.place for layer in by_kind.get(OTHER, ()))
     known = " or ".join(f"{network.name} ({_listing(network.counts())})" for network in NETWORKS)
     raise Damaged(

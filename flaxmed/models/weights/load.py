@@ -22,6 +22,7 @@ from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
 # Constants and padding go with the library that trained; MedMNIST's are torchvision's.
 _VARIANT = {"medmnist": "torchvision"}
+_OF_KERAS = ("keras", "kerashub")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,10 @@ def open_weights(source: str | os.PathLike[str]) -> Weights:
         return Weights(os.fspath(source), tensors=file.tensors, **own)
     kind = recognise(file.tensors, str(path))
     if known is None:
-        return Weights(
-            os.fspath(source), kind, _VARIANT.get(kind.naming, kind.naming), file.tensors, None
-        )
+        variant = _VARIANT.get(kind.naming, kind.naming)
+        if file.format == "keras":
+            variant = file.metadata["variant"]
+        return Weights(os.fspath(source), kind, variant, file.tensors, None)
     return _published(known, kind, file.tensors)
 
 
@@ -85,6 +87,21 @@ def _published(known: Known, kind: Kind, tensors: Tensors) -> Weights:
     return Weights(
         known.name, kind, known.variant, tensors, known.preprocessing, info, known.licence
     )
+
+
+def variant_for(weights: Weights, wanted: str | None) -> str:
+    """The variant in which to build a network for the weights, where ``wanted`` was asked for.
+
+    Keras's and KerasHub's DenseNet-121 have the same tensors: which of the two a file is for may be
+    said, where the file itself gave it no name.
+
+    Raises:
+        InputError: the weights are for another one.
+    """
+    told_apart = weights.kind.naming != "keras" or weights.preprocessing is not None
+    if wanted in (None, weights.variant) or (wanted in _OF_KERAS and not told_apart):
+        return wanted or weights.variant
+    raise InputError(f"{weights.source}: made for the variant {weights.variant!r}, not {wanted!r}")
 
 
 def build(
