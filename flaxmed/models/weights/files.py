@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from flaxmed.models.naming import drop_reason
 from flaxmed.models.weights.opening import opened
 from flaxmed.models.weights.safetensors_files import read_safetensors
 from flaxmed.models.weights.torch_files import ZIP, is_legacy, read_torch
@@ -30,7 +31,8 @@ class WeightFile:
     Attributes:
         path: The file.
         format: Which library's: ``torch``, ``safetensors`` or ``keras``.
-        tensors: Arrays of any shape by the names that the file gives them; all numbers finite.
+        tensors: Arrays of any shape by the names that the file gives them; all numbers finite, but
+            of tensors that no network takes (``naming.DROPPED``).
         metadata: Texts by name: those of safetensors; of Keras's file the network's ``variant``.
 
     Example:
@@ -164,7 +166,9 @@ def _is_utf8(start: bytes) -> bool:
 
 
 def _check_finite(file: WeightFile) -> None:
-    bad = [name for name, array in file.tensors.items() if not _is_finite(array)]
+    # of what is left out anyway, torchxrayvision's operating points are NaN for untrained outputs
+    used = {name: array for name, array in file.tensors.items() if drop_reason(name) is None}
+    bad = [name for name, array in used.items() if not _is_finite(array)]
     if bad:
         more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
         listed = ", ".join(one_line(name) for name in bad[:_MOST_NAMED])

@@ -30,7 +30,8 @@ def find(source: str) -> tuple[Path, Known | None]:
             a repository ``OWNER/NAME`` of the Hugging Face hub that holds a ``model.safetensors``.
 
     Returns:
-        The file, and its entry in the table, or None for what is not in it.
+        The file, and its entry in the table, or None for what is not in it. A file that bears a
+        published name and has the published digest is known too.
 
     Raises:
         InputError: none of these; or it could not be fetched whole, as its digest says.
@@ -46,7 +47,7 @@ def find(source: str) -> tuple[Path, Known | None]:
             return inside, None
         raise InputError(f"{path}: a folder without {inside.name}")
     if path.exists():
-        return path, None
+        return path, _known_copy(path)
     refuse_others(source)
     known = KNOWN.get(source)
     if known is not None:
@@ -59,6 +60,17 @@ def find(source: str) -> tuple[Path, Known | None]:
         if hint := did_you_mean(source):
             raise InputError(f"{error}; {hint}") from None
         raise
+
+
+def _known_copy(path: Path) -> Known | None:
+    """The entry of a file that somebody fetched from its address."""
+    for known in KNOWN.values():
+        if isinstance(known.file, WebFile) and known.file.url.rpartition("/")[2] == path.name:
+            try:
+                return known if path.is_file() and _is_published(path, known.file) else None
+            except OSError:
+                return None  # whoever reads it says why that cannot be done
+    return None
 
 
 def fetch(file: HubFile | WebFile) -> Path:

@@ -17,6 +17,7 @@ from flaxmed.types import InputError, Preprocessing
 
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Preprocessing((0.5,), (0.5,))  # [0, 1] to [-1, 1]
+XRAY = Preprocessing((0.5,), (1 / 2048,))  # [0, 1] to [-1024, 1024]: torchxrayvision's range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,28 @@ def list_weights(network: str | None = None) -> list[str]:
         ['keras/xception', 'timm/legacy_xception.tf_in1k', 'smp-hub/xception.imagenet']
     """
     return [known.name for known in _ALL if network in (None, known.network)]
+
+
+def describe_weights(name: str) -> Known:
+    """What is known of published weights: where they are and what they were made for.
+
+    Args:
+        name: one of ``list_weights()``.
+
+    Raises:
+        InputError: an unknown name.
+
+    Example:
+        >>> found = describe_weights("timm/legacy_xception.tf_in1k")
+        >>> found.preprocessing, found.image_size, found.crop, found.interpolation
+        (Preprocessing(mean=(0.5,), std=(0.5,)), 299, 0.8975, 'bicubic')
+        >>> found.variant, found.licence
+        ('timm', 'apache-2.0')
+    """
+    if name not in KNOWN:
+        listed = did_you_mean(name) or f"expected one of {', '.join(KNOWN)}"
+        raise InputError(f"{name}: no such weights; {listed}")
+    return KNOWN[name]
 
 
 def refuse_others(name: str) -> None:

@@ -16,7 +16,7 @@ from flaxmed.models import DenseNet, ResNet, Xception, create_model
 from flaxmed.models.pretrained import LoadReport, Tensors, load_state, table_of
 from flaxmed.models.weights import hub, metadata
 from flaxmed.models.weights.files import read_weights
-from flaxmed.models.weights.known import Known, imagenet_classes
+from flaxmed.models.weights.known import HALF, XRAY, Known, imagenet_classes
 from flaxmed.models.weights.recognise import Kind, recognise
 from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
@@ -37,6 +37,8 @@ class Weights:
         preprocessing: of the images; None where nothing says.
         info: what the logits mean: task and class names; None where nothing says.
         licence: as published, or "unknown".
+        published: their entry in flaxmed's table, with image size, crop and interpolation; None for
+            others.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Weights:
     preprocessing: Preprocessing | None
     info: DatasetInfo | None = None
     licence: str = "unknown"
+    published: Known | None = None
 
 
 def open_weights(source: str | os.PathLike[str]) -> Weights:
@@ -74,18 +77,27 @@ def open_weights(source: str | os.PathLike[str]) -> Weights:
         variant = _VARIANT.get(kind.naming, kind.naming)
         if file.format == "keras":
             variant = file.metadata["variant"]
-        return Weights(os.fspath(source), kind, variant, file.tensors, None)
-    return _published(known, kind, file.tensors)
+        own_range = _preprocessing_told(kind, file.tensors)
+        return Weights(os.fspath(source), kind, variant, file.tensors, own_range)
+    return _published(os.fspath(source), known, kind, file.tensors)
 
 
-def _published(known: Known, kind: Kind, tensors: Tensors) -> Weights:
+def _preprocessing_told(kind: Kind, tensors: Tensors) -> Preprocessing | None:
+    """What the tensors' names say of the images: MedMNIST's authors had one recipe, and
+    torchxrayvision has one range."""
+    if kind.naming == "medmnist":
+        return HALF
+    return XRAY if "op_threshs" in tensors else None
+
+
+def _published(source: str, known: Known, kind: Kind, tensors: Tensors) -> Weights:
     if kind.network != known.network:
-        raise InputError(f"{known.name}: holds {kind.network}, expected {known.network}")
+        raise InputError(f"{source}: holds {kind.network}, expected {known.network}")
     info, classes = None, imagenet_classes()
     if kind.num_classes == len(classes):
         info = DatasetInfo("ImageNet-1k", Task.MULTICLASS, classes, channels=kind.in_channels)
     return Weights(
-        known.name, kind, known.variant, tensors, known.preprocessing, info, known.licence
+        source, kind, known.variant, tensors, known.preprocessing, info, known.licence, known
     )
 
 
