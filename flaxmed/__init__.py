@@ -32,6 +32,7 @@ _HOME = {
     ),
     "flaxmed.models.weights": (
         "convert_weights",
+        "describe_weights",
         "from_pretrained",
         "list_weights",
         "load_weights",

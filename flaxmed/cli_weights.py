@@ -1,4 +1,4 @@
-"""The commands about weights: ``convert-weights``, ``push-weights`` and ``verify-weights``."""
+"""The commands about weights: ``weights``, ``convert-``, ``push-`` and ``verify-weights``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,67 @@ _SOURCE = "a file, a run directory, a repository OWNER/NAME, or a published name
 
 def add_weights(commands: Any) -> None:
     """Give the command line its commands about weights."""
+    _add_list(commands)
     _add_convert(commands)
     _add_push(commands)
     _add_verify(commands)
+
+
+def _add_list(commands: Any) -> None:
+    command = commands.add_parser("weights", help="the published weights that are known by name")
+    command.add_argument("name", nargs="?", help="of weights, for all that is known; or a network")
+    command.set_defaults(call=_list_weights)
+
+
+def _list_weights(arguments: argparse.Namespace) -> None:
+    from flaxmed.models import list_models
+    from flaxmed.models.weights import describe_weights, list_weights
+
+    if arguments.name in (None, *list_models()):
+        rows = [_facts(describe_weights(name)) for name in list_weights(arguments.name)]
+        shown = [
+            key for key in rows[0] if key not in ("range", "resize", "classes", "file", "digest")
+        ]
+        table = [shown, *([row[key] for key in shown] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in table)
+        print("\n".join(line.rstrip() for line in lines))
+        print("\nalso: a file, and OWNER/NAME of the Hugging Face hub with a model.safetensors")
+        return
+    facts = _facts(describe_weights(arguments.name))
+    width = max(map(len, facts))
+    print("\n".join(f"{key.ljust(width)}  {value}" for key, value in facts.items()))
+
+
+def _facts(known: Any) -> dict[str, str]:
+    """What is known of published weights, by the head of the column."""
+    from flaxmed.models import variant_constants
+    from flaxmed.models.weights.known import HubFile
+
+    file, own = known.file, known.preprocessing
+    hub = isinstance(file, HubFile)
+    ends = [(value - m) / s for m, s in zip(own.mean, own.std, strict=True) for value in (0, 1)]
+    return {
+        "name": known.name,
+        "network": known.network,
+        "variant": known.variant,
+        **variant_constants(known.network, known.variant),
+        "size": str(known.image_size),
+        "crop": f"{known.crop:g}",
+        "interpolation": known.interpolation,
+        "mean": " ".join(f"{value:g}" for value in own.mean),
+        "std": " ".join(f"{value:g}" for value in own.std),
+        "licence": known.licence,
+        "range": f"images of 0 to 1 become {min(ends):.3g} to {max(ends):.3g}",
+        "resize": f"the shorter side to {round(known.image_size / known.crop)}, then the middle",
+        "classes": "the 1,000 of ImageNet-1k",
+        "file": f"{file.name} of {file.repo} on the Hugging Face hub" if hub else file.url,
+        "digest": "SHA-256, which the hub says" if hub else _digest(file),
+    }
+
+
+def _digest(file: Any) -> str:
+    return f"MD5 {file.md5}" if file.md5 else f"SHA-256, which begins {file.sha256}"
 
 
 def _add_convert(commands: Any) -> None:

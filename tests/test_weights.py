@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import importlib
 import re
 
@@ -18,6 +19,7 @@ from oracles.compare import require
 
 import flaxmed
 from flaxmed.cli import main
+from flaxmed.inference import normalise
 from flaxmed.models import create_model
 from flaxmed.models.pretrained import table_of, to_foreign
 from flaxmed.models.weights import known, list_weights, load, load_weights, open_weights
@@ -153,18 +155,25 @@ def test_a_checkpoint_of_medmnist(torch, tmp_path):
         "resnet18", 5, in_channels=1, weights=tmp_path / "resnet18_28_1.pth", rngs=nnx.Rngs(0)
     )
     assert model.stem_name == "small"
+    assert model.preprocessing == HALF  # as in MedMNIST's training script
     assert_same_logits(model, torch_model, images(2, 28, 1), torch)
 
 
 def test_a_state_of_torchxrayvision(torch, tmp_path, capsys):
     torch_model = reference("densenet121", 18, 1)
-    state = {**torch_model.state_dict(), "op_threshs": torch.rand(18)}
+    points = torch.rand(18)
+    points[14:] = torch.nan  # as published: outputs that were not trained have none
+    state = {**torch_model.state_dict(), "op_threshs": points}
     torch.save(state, tmp_path / "nih.pt")
     model = create_model(
         "densenet121", 18, in_channels=1, weights=tmp_path / "nih.pt", rngs=nnx.Rngs(0)
     )
     said = capsys.readouterr().err
     assert "left out: op_threshs (torchxrayvision's operating points" in said
+    black_and_white = np.asarray(
+        normalise(jnp.array([[[[0], [255]]]], jnp.uint8), model.preprocessing)
+    )
+    assert black_and_white.ravel().tolist() == [-1024, 1024]  # its range
     assert_same_logits(model, torch_model, images(2, 64, 1), torch)
 
 
@@ -360,6 +369,40 @@ def test_the_table_says_what_torchvision_says(torch):
         assert tuple(found.meta["categories"]) == imagenet_classes()
 
 
+def test_the_command_lists_what_is_known(capsys):
+    assert main(["weights"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[: 1 + len(KNOWN)]
+    assert " ".join(head.split()) == (
+        "name network variant epsilon padding size crop interpolation mean std licence"
+    )
+    assert [row.split()[0] for row in rows] == list_weights()
+    found = {row.split()[0]: " ".join(row.split()[1:]) for row in rows}
+    assert found["keras/xception"] == (
+        "xception keras 0.001 SAME 299 0.875 bilinear 0.5 0.5 apache-2.0"
+    )
+    assert found["timm/densenet121.ra_in1k"].startswith("densenet121 torchvision 1e-05 symmetric ")
+    assert main(["weights", "xception"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("keras/xception")
+
+
+def test_the_command_says_all_of_one(capsys):
+    said = {}
+    for name in KNOWN:
+        assert main(["weights", name]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        said[name] = dict(line.split(maxsplit=1) for line in lines)
+        assert said[name]["name"] == name
+        assert said[name]["licence"] == KNOWN[name].licence
+    cadenes = said["timm/legacy_xception.tf_in1k"]
+    assert cadenes["range"] == "images of 0 to 1 become -1 to 1"
+    assert cadenes["resize"] == "the shorter side to 333, then the middle"
+    assert cadenes["file"].endswith("/xception-43020ad28.pth")
+    assert cadenes["digest"] == "SHA-256, which begins 43020ad28"
+    assert said["keras/xception"]["digest"] == "MD5 0a58e3b7378bc2990ea3b43d5981f1f6"
+    assert main(["weights", "keras/Xception"]) == 2
+    assert "no such weights; did you mean keras/xception?" in capsys.readouterr().err
+
+
 def test_every_name_is_a_networks():
     assert set(list_weights()) == set(KNOWN)
     for network in flaxmed.list_models():
@@ -368,6 +411,20 @@ def test_every_name_is_a_networks():
             assert entry.network == network
             assert entry.variant in flaxmed.list_variants(network)
     assert known.HALF == HALF == Preprocessing((0.5,), (0.5,))
+
+
+def test_a_copy_of_a_published_file_is_known_by_its_digest(resnet_file, tmp_path, monkeypatch):
+    copy = tmp_path / "resnet18-f37072fd.pth"
+    copy.write_bytes(resnet_file.read_bytes())
+    assert open_weights(copy).published is None  # of that name, but not that file
+    entry = KNOWN["torchvision/resnet18"]
+    digest = hashlib.sha256(copy.read_bytes()).hexdigest()[:8]
+    same = dataclasses.replace(entry, file=dataclasses.replace(entry.file, sha256=digest))
+    monkeypatch.setitem(KNOWN, entry.name, same)
+    weights = open_weights(copy)
+    assert (weights.published, weights.preprocessing) == (same, IMAGENET)
+    assert weights.source == str(copy)
+    assert weights.info.classes == imagenet_classes()
 
 
 # ------------------------------------------------------------------------------ written again

@@ -30,6 +30,7 @@ __all__ = [
     "list_models",
     "list_variants",
     "minimum_size",
+    "variant_constants",
 ]
 
 _MODELS: dict[str, Any] = {"resnet18": ResNet18, "densenet121": DenseNet121, "xception": Xception}
@@ -63,6 +64,33 @@ def list_variants(name: str) -> list[str]:
     """
     _lookup(name)
     return list(_VARIANTS[name])
+
+
+def variant_constants(name: str, variant: str) -> dict[str, str]:
+    """What weights of a variant need of the network around them, as text.
+
+    Args:
+        name: One of ``list_models()``.
+        variant: One of ``list_variants(name)``.
+
+    Returns:
+        ``epsilon`` of the batch normalisations, and ``padding`` of strided layers: "SAME", as
+        TensorFlow pads, or "symmetric".
+
+    Raises:
+        InputError: For an unknown name or variant.
+
+    Example:
+        >>> variant_constants("xception", "keras")
+        {'epsilon': '0.001', 'padding': 'SAME'}
+    """
+    _lookup(name)
+    config = _variant(name, variant)
+    pads = (getattr(config, "pool_padding", None), *getattr(config, "stem_padding", ()))
+    return {
+        "epsilon": f"{config.bn.epsilon:g}",
+        "padding": "SAME" if "SAME" in pads else "symmetric",
+    }
 
 
 def _variant(name: str, variant: str | None) -> Any:
