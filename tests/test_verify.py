@@ -80,6 +80,13 @@ def test_what_is_not_equal_is_said_and_is_an_error(tmp_path, monkeypatch, capsys
     assert captured.err.splitlines()[-1] == f"flaxmed: error: {path}: not equal to torchvision"
 
 
+@pytest.mark.parametrize("network", ["densenet121", "xception"])
+def test_a_stem_that_no_library_has_is_refused(network, tmp_path, capsys):
+    path = saved(tmp_path / "weights.safetensors", network, "flaxmed", stem="small")
+    assert main(["verify-weights", str(path)]) == 2
+    assert f'{network} with stem="small", which no library has' in capsys.readouterr().err
+
+
 def test_without_the_library_it_says_which(tmp_path, monkeypatch, capsys):
     path = saved(tmp_path / "weights.safetensors", "resnet18", "torchvision")
     torch_network.import_packages.cache_clear()

@@ -269,6 +269,26 @@ def test_another_stem_is_refused_unless_it_is_to_be_new(published):
     assert not np.array_equal(kernels(model)["stage"], before["stage"])
 
 
+@pytest.mark.parametrize("own", ["imagenet", "small"])
+def test_xceptions_other_stem_takes_the_kernels_and_it_is_said(own, tmp_path, capsys):
+    other = {"imagenet": "small", "small": "imagenet"}[own]
+    path = tmp_path / "xception.safetensors"
+    theirs = create_model("xception", 2, stem=own, rngs=nnx.Rngs(1))
+    flaxmed.save_weights(theirs, path)
+    create_model("xception", weights=path, stem=own, rngs=nnx.Rngs(0))
+    assert "note:" not in capsys.readouterr().err
+    model = create_model("xception", weights=path, stem=other, rngs=nnx.Rngs(0))
+    assert model.stem_name == other
+    kernels = [np.asarray(m.stem.conv1.kernel[...]) for m in (model, theirs)]
+    np.testing.assert_array_equal(*kernels)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f'note: the stem\'s kernels were trained in stem="{own}" (stride ')
+    assert f'serve in stem="{other}"' in said
+    report = load_weights(model, path, keep=["stem"])
+    assert not report.notes
+    assert "stem.conv1.kernel" in report.kept
+
+
 def spoiled(tensors, **changes):
     result = {**tensors, **changes}
     return {name: value for name, value in result.items() if value is not None}

@@ -171,7 +171,9 @@ def create_model(
             differently, as with ImageNet's means, the network for grey images keeps three, and
             ``flaxmed.predict`` repeats the images for it.
         stem: "imagenet", as published, or "small", for images of 28 to 64 pixels; None for the
-            weights', or "imagenet".
+            weights', or "imagenet". Weights for the other stem are refused (``load_weights(keep=
+            ["stem"])`` leaves a new one); Xception takes them, whose two stems have the same
+            kernels, and it is said that they were trained at another stride.
         variant: Whose constants and padding: one of ``list_variants(name)``; None for the weights',
             or the first. Files of Keras do not always tell "keras" and "kerashub" apart; there it
             may be said.

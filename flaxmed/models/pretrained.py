@@ -57,11 +57,13 @@ class LoadReport:
         loaded: Own paths that took a foreign tensor.
         dropped: Foreign names left out on purpose, each with its reason.
         kept: Own paths that the caller kept as they were.
+        notes: What else there is to know of what was loaded.
     """
 
     loaded: tuple[str, ...]
     dropped: Mapping[str, str]
     kept: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def namings(model: nnx.Module) -> list[str]:

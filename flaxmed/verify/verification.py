@@ -117,6 +117,11 @@ def _of_library(weights: Weights, model: Any, x: np.ndarray) -> tuple[str, dict[
     kind = weights.kind
     naming = weights.variant if kind.naming == "flaxmed" else kind.naming
     library = _LIBRARY.get(naming, naming)
+    if kind.stem == "small" and kind.network != "resnet18":
+        raise InputError(
+            f'{weights.source}: {kind.network} with stem="small", which no library has; expected '
+            'stem="imagenet", or ResNet-18'
+        )
     tensors = to_foreign(flatten(nnx.state(model)), model, library)
     options: dict[str, Any] = dict(
         channels=kind.in_channels, classes=model.num_classes, dtype=np.float32

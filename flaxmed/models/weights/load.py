@@ -254,7 +254,9 @@ def load_weights(
     """Give a network published weights: every tensor of both sides is used, or named in the report.
 
     The classifier is left as it is where the file's has another number of classes, or there is
-    none. The first convolution is fitted to the network's channels (:func:`fit_channels`).
+    none. The first convolution is fitted to the network's channels (:func:`fit_channels`). Another
+    stem than the file's is refused, but for Xception's, whose two stems have the same kernels: the
+    report notes that they were trained at another stride.
 
     Args:
         model: the network, changed in place; unchanged where something does not fit. Its
@@ -291,6 +293,8 @@ def load_weights(
         raise InputError(f"{weights.source}: {error}") from None
     if not same_head:
         report = _explain_head(report, weights.kind.num_classes, network.num_classes)
+    if network.stem_name != weights.kind.stem and "stem" not in keep:  # of Xception alone
+        report = dataclasses.replace(report, notes=(_other_stem(weights.kind.stem),))
     if (own := preprocessing_for(weights, network.in_channels)) is not None:
         network.preprocessing = own
     return report
@@ -304,6 +308,16 @@ def _explain_head(report: LoadReport, theirs: int | None, ours: int) -> LoadRepo
         for name, said in report.dropped.items()
     }
     return dataclasses.replace(report, dropped=dropped)
+
+
+def _other_stem(trained: str) -> str:
+    """What to say where Xception's stem takes kernels that were trained in its other stem."""
+    strides = {"imagenet": "stride 2, unpadded", "small": "stride 1, padded"}
+    used = next(stem for stem in strides if stem != trained)
+    return (
+        f'the stem\'s kernels were trained in stem="{trained}" ({strides[trained]}) and serve in '
+        f'stem="{used}" ({strides[used]}): a start for training, no network that was published'
+    )
 
 
 def _check_network(model: Any, weights: Weights, keep: Sequence[str]) -> None:
@@ -344,7 +358,7 @@ def report_lines(weights: Weights, report: LoadReport) -> list[str]:
         lines.append(f"left out: {shown} ({reason})")
     if report.kept:
         lines.append(f"new: {', '.join(report.kept)}")
-    return lines
+    return lines + [f"note: {note}" for note in report.notes]
 
 
 def _count(number: int, what: str) -> str:
