@@ -16,6 +16,7 @@ from flax import nnx
 from oracles import compare
 from oracles.cases import CASES, Ours, images_and_labels, random_tensors
 from oracles.compare import EVALUATION_BATCH, LOGITS_TOLERANCE, check, require
+from oracles.published import save_keras_older
 
 from flaxmed.models import create_model
 from flaxmed.models.pretrained import load_state, to_foreign
@@ -85,16 +86,9 @@ def same(found, expected):
 # ------------------------------------------------------------------------------ how Keras saves
 
 
-def save_older(model, path):
-    """What ``save_weights`` wrote before Keras 3: ``x.h5``."""
-    saver = importlib.import_module("keras.src.legacy.saving.legacy_h5_format")
-    with h5py.File(path, "w") as file:
-        saver.save_weights_to_hdf5_group(file, model)
-
-
 SAVERS = {
     "x.weights.h5": lambda model, path: model.save_weights(path),
-    "weights.h5": save_older,
+    "weights.h5": save_keras_older,
     "model.h5": lambda model, path: model.save(path),
 }
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import hashlib
 import importlib
-import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles import torch_reference
+from oracles import published as published_files
 from oracles.cases import random_tensors
 from oracles.compare import require
+from oracles.published import cadene, monai, old_dots, reference
 
 import flaxmed
 from flaxmed.cli import main
@@ -37,27 +35,6 @@ def torch():
     return importlib.import_module("torch")
 
 
-@functools.cache
-def reference(name, classes=1000, channels=3):
-    """A network of torchvision's or timm's with random values, the running ones among them."""
-    torch, torchvision, timm = torch_reference.import_packages()
-    torch.manual_seed(0)
-    if name == "legacy_xception":
-        model = timm.create_model(name, num_classes=classes, in_chans=channels)
-    else:
-        model = getattr(torchvision.models, name)(weights=None, num_classes=classes)
-        if channels != 3:
-            torch_reference.imagenet_stem(torch, model, channels)
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.75)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return model.eval()
-
-
 def images(n, side, channels=3):
     return np.random.default_rng(0).normal(size=(n, side, side, channels)).astype(np.float32)
 
@@ -71,30 +48,6 @@ def assert_same_logits(model, torch_model, x, torch):
     assert worst <= TOLERANCE * np.abs(expected).max()
 
 
-def respelled(state, *changes):
-    result = {}
-    for name, value in state.items():
-        for pattern, new in changes:
-            name = re.sub(pattern, new, name)
-        result[name] = value
-    return result
-
-
-def old_dots(state):
-    """As in the published densenet121-a639ec97.pth."""
-    return respelled(state, (r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2"))
-
-
-def monai(state):
-    return respelled(
-        state, (r"(denselayer\d+)\.", r"\1.layers."), (r"^classifier\.", "class_layers.out.")
-    )
-
-
-def cadene(state):
-    return respelled(state, (r"^fc\.", "last_linear."))
-
-
 SPELLINGS = {
     "resnet18, torchvision": ("resnet18", dict, 64),
     "densenet121, torchvision": ("densenet121", dict, 64),
@@ -104,13 +57,9 @@ SPELLINGS = {
     "xception, Cadene": ("legacy_xception", cadene, 96),
 }
 WRITERS = {
-    "zip": lambda torch, state, path: torch.save(state, path),
-    "legacy": lambda torch, state, path: torch.save(
-        state, path, _use_new_zipfile_serialization=False
-    ),
-    "safetensors": lambda torch, state, path: importlib.import_module(
-        "safetensors.torch"
-    ).save_file({name: value.contiguous() for name, value in state.items()}, path),
+    "zip": lambda state, path: importlib.import_module("torch").save(state, path),
+    "legacy": published_files.save_legacy,
+    "safetensors": published_files.save_safetensors,
 }
 
 
@@ -127,7 +76,7 @@ def test_logits_are_the_librarys_own(case, writer, torch, tmp_path, capsys):
     name, spell, side = SPELLINGS[case]
     torch_model = reference(name)
     path = tmp_path / "weights"
-    WRITERS[writer](torch, spell(torch_model.state_dict()), path)
+    WRITERS[writer](spell(torch_model.state_dict()), path)
     network = "xception" if name == "legacy_xception" else name
     model = create_model(network, weights=path, rngs=nnx.Rngs(0))
     said = capsys.readouterr().err.splitlines()
@@ -140,16 +89,8 @@ def test_logits_are_the_librarys_own(case, writer, torch, tmp_path, capsys):
 # -------------------------------------------------------------- other sources, heads and channels
 
 
-def medmnist(torch, classes=5):
-    """MedMNIST's ResNet-18: a 3x3 stem, its own names for shortcuts and head, under "net"."""
-    model = copy.deepcopy(reference("resnet18", classes))
-    torch_reference.medmnist_stem(torch, model, 1)
-    state = respelled(model.state_dict(), (r"downsample", "shortcut"), (r"^fc\.", "linear."))
-    return model.eval(), {"net": state}
-
-
 def test_a_checkpoint_of_medmnist(torch, tmp_path):
-    torch_model, checkpoint = medmnist(torch)
+    torch_model, checkpoint = published_files.medmnist()
     torch.save(checkpoint, tmp_path / "resnet18_28_1.pth")
     model = create_model(
         "resnet18", 5, in_channels=1, weights=tmp_path / "resnet18_28_1.pth", rngs=nnx.Rngs(0)
