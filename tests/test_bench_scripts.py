@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles.compare import require
 
 from flaxmed.types import Predictions
 
@@ -408,6 +409,42 @@ def test_all_rows_of_the_gpu_run_on_a_cpu(tmp_path):
     else:
         assert rows["epoch"]["best_pytorch"]["workers"] == 0
         assert rows["epoch"]["ratio"] > 0
+
+
+# ------------------------------------------------------------------------------ weights
+
+
+def test_the_readme_has_the_table_of_weights():
+    found = json.loads((BENCHMARKS / "results" / "weights.json").read_text())
+    assert found["not_measured"] == []
+    assert "\n".join(script("weights").table(found["rows"])) in (ROOT / "README.md").read_text()
+    assert f"`{found['command']}`" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_weights_of_two_formats_are_measured(tmp_path, capsys, monkeypatch):
+    require("torchvision")
+    weights, path = script("weights"), tmp_path / "weights.json"
+    words = ["--networks", "resnet18", "--formats", "torchvision", "flaxmed", "--size", "64"]
+    assert weights.main([*words, "--images", "1", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert [row["format"] for row in found["rows"]] == ["torchvision .pth", "flaxmed safetensors"]
+    torchs, ours = found["rows"]
+    assert {row["tensors_loaded"] for row in found["rows"]} == {102}
+    assert [len(names) for names in torchs["left_out"].values()] == [20]
+    assert not ours["left_out"]
+    assert torchs["worst_difference"] == ours["worst_difference"] < 1e-4 * torchs["largest"]
+    assert "torchvision" in found["versions"]
+    printed = capsys.readouterr().out
+    assert "torchvision .pth, resnet18: 102 tensors loaded, left out 20 num_batches_tr" in printed
+    assert "\n".join(weights.table(found["rows"])) in printed
+    # a library that is absent is named, and a difference is the exit code
+    monkeypatch.setattr(weights, "installed", lambda package: None)
+    assert weights.main(words) == 0
+    assert "torchvision .pth, resnet18: torchvision is not installed" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(weights, "TOLERANCE", 0)
+    assert weights.main([*words, "--images", "1"]) == 1
 
 
 # ------------------------------------------------------------------------------ scaling
