@@ -187,7 +187,18 @@ def keras(
 def kerashub(network: str, folder: Path, size: int) -> Any:
     """KerasHub's classifiers, as they are in its presets."""
     models = import_packages() and importlib.import_module("keras_hub").models
-    if network == "densenet121":
+    if network == "resnet18":
+        backbone = models.ResNetBackbone(
+            input_conv_filters=[64],
+            input_conv_kernel_sizes=[7],
+            stackwise_num_filters=[64, 128, 256, 512],
+            stackwise_num_blocks=[2, 2, 2, 2],
+            stackwise_num_strides=[1, 2, 2, 2],
+            block_type="basic_block",
+            image_shape=(size, size, 3),
+        )
+        build = models.ResNetImageClassifier
+    elif network == "densenet121":
         backbone = models.DenseNetBackbone([6, 12, 24, 16], image_shape=(size, size, 3))
         build = models.DenseNetImageClassifier
     else:
@@ -243,6 +254,7 @@ SOURCES = [
     Source("timm legacy .pth", "xception", _TIMM, _of(torchvision, "legacy_xception", save_zip)),
     Source("smp-hub safetensors", "xception", ("segmentation_models_pytorch", "torch"), smp),
     *_keras_sources(),
+    Source("KerasHub .weights.h5", "resnet18", _HUB, _of(kerashub, "resnet18")),
     Source("KerasHub .weights.h5", "densenet121", _HUB, _of(kerashub, "densenet121")),
     Source("KerasHub .weights.h5", "xception", _HUB, _of(kerashub, "xception")),
     Source("MedMNIST .pth, 28 px", "resnet18", _TORCH, _of(medmnist, 28), channels=1, size=28),

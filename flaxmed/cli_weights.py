@@ -90,7 +90,7 @@ def _add_convert(commands: Any) -> None:
     command.add_argument(
         "--naming",
         default="flaxmed",
-        help="whose names the tensors get: flaxmed, torchvision, timm, medmnist or keras",
+        help="whose names the tensors get: flaxmed, torchvision, timm, medmnist, keras, kerashub",
     )
     _add_licence(command)
     command.set_defaults(call=_convert_weights)

@@ -233,6 +233,63 @@ def test_kerashubs_densenet_pads_its_stem_as_there(living, tmp_path):
     assert found["keras"] > 100 * LOGITS_TOLERANCE
 
 
+def kerashubs_resnet(keras, size):
+    """KerasHub's ResNet-18, of Keras's layers: zeros around what is strided, torch's constants."""
+    layers = keras.layers
+
+    def conv_bn(x, name, width, side, stride=1):
+        if stride > 1 and side > 1:
+            x = layers.ZeroPadding2D(side // 2)(x)
+        padding = "valid" if stride > 1 else "same"
+        x = layers.Conv2D(
+            width, side, strides=stride, padding=padding, use_bias=False, name=f"{name}_conv"
+        )(x)
+        return layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_bn")(x)
+
+    x = inputs = layers.Input((size, size, 3))
+    x = layers.ReLU()(conv_bn(x, "conv1", 64, 7, 2))
+    x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
+    for stack, width in enumerate((64, 128, 256, 512)):
+        for block in range(2):
+            name, shortcut = f"stack{stack}_block{block}", x
+            stride = 2 if stack and not block else 1
+            if stride == 2:
+                shortcut = conv_bn(x, f"{name}_0", width, 1, 2)
+            x = layers.ReLU()(conv_bn(x, f"{name}_1", width, 3, stride))
+            x = conv_bn(x, f"{name}_2", width, 3)
+            x = layers.ReLU()(layers.Add()([shortcut, x]))
+    backbone = keras.Model(inputs, x, name="res_net_backbone")
+    outputs = layers.Dense(5, name="predictions")(layers.GlobalAveragePooling2D()(backbone(inputs)))
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.slow
+def test_kerashubs_resnet(tmp_path):
+    require("keras")
+    keras, torch = compare.keras_reference.import_packages(), importlib.import_module("torch")
+    with compare.keras_reference.precision(keras, np.float32):
+        theirs = kerashubs_resnet(keras, 64)
+        rng = np.random.default_rng(0)
+        for variable in theirs.variables:
+            if variable.ndim == 1:
+                variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        theirs.save_weights(tmp_path / "x.weights.h5")
+        images, _ = images_and_labels(64, 3, EVALUATION_BATCH)
+        with torch.no_grad():
+            expected = theirs(torch.tensor(images, dtype=torch.float32), training=False).numpy()
+    weights = open_weights(tmp_path / "x.weights.h5")
+    assert (weights.kind.naming, weights.variant) == ("kerashub", "torchvision")
+    model = create_model("resnet18", weights=tmp_path / "x.weights.h5", rngs=nnx.Rngs(0))
+    found = nnx.jit(lambda model, x: model(x))(model, jnp.asarray(images, jnp.float32))
+    deviation = float(np.abs(np.asarray(found) - expected).max() / expected.std())
+    check({"logits": deviation}, LOGITS_TOLERANCE)
+
+    # versions that note no names: the order of the layers decides
+    with h5py.File(tmp_path / "x.weights.h5", "a") as file:
+        file.visititems(lambda name, item: item.attrs.pop("name", None) and None)
+    same(read_keras(tmp_path / "x.weights.h5"), weights.tensors)
+
+
 @pytest.mark.slow
 def test_the_order_of_layers_is_kerass(living):
     network = {"xception": XCEPTION, "densenet121": DENSENET121}[living.model.name]

@@ -21,6 +21,7 @@ ALL = [
     (ResNet18, "torchvision"),
     (ResNet18, "timm"),
     (ResNet18, "medmnist"),
+    (ResNet18, "kerashub"),
     (ResNet18, "flaxmed"),
     (DenseNet121, "torchvision"),
     (DenseNet121, "keras"),
@@ -97,6 +98,20 @@ def test_every_tensor_has_one_foreign_name_and_comes_back(network, naming):
             (128,),
         ),
         (ResNet18, "medmnist", "classifier.kernel", "linear.weight", (5, 512)),
+        (
+            ResNet18,
+            "kerashub",
+            "stage2.0.shortcut.norm.var",
+            "stack1_block0_0_bn/moving_variance",
+            (128,),
+        ),
+        (
+            ResNet18,
+            "kerashub",
+            "stage1.1.conv2.kernel",
+            "stack0_block1_2_conv/kernel",
+            (3, 3, 64, 64),
+        ),
         (
             DenseNet121,
             "torchvision",

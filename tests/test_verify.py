@@ -37,6 +37,7 @@ def saved(path, network, naming, *, variant=None, stem="imagenet", channels=3):
     [
         ("torchvision", "resnet18", "torchvision", {}),
         ("torchvision", "resnet18", "medmnist", {"stem": "small", "channels": 1}),
+        ("torchvision", "resnet18", "kerashub", {}),
         ("torchvision", "densenet121", "torchvision", {"channels": 1}),
         ("timm", "xception", "timm", {"variant": "timm"}),
         ("timm", "xception", "flaxmed", {"variant": "timm"}),

@@ -449,6 +449,7 @@ def test_what_cannot_be_converted(words, says, resnet_file, tmp_path, monkeypatc
         ("resnet18", "torchvision", "imagenet"),
         ("resnet18", "torchvision", "small"),
         ("resnet18", "medmnist", "small"),
+        ("resnet18", "kerashub", "imagenet"),
         ("densenet121", "torchvision", "imagenet"),
         ("densenet121", "keras", "imagenet"),
         ("xception", "timm", "imagenet"),

@@ -65,6 +65,12 @@ def _keras_norm(foreign: str, own: str) -> list[Rule]:
     ]
 
 
+_KERAS_HEAD = [
+    Rule("predictions/kernel", "classifier.kernel"),
+    Rule("predictions/bias", "classifier.bias"),
+]
+
+
 def _resnet(shortcut: str, head: str) -> list[Rule]:
     """torchvision's and timm's names; MedMNIST's differ in the shortcut and the head."""
     return [
@@ -92,6 +98,19 @@ def _torchvision_densenet() -> list[Rule]:
     ]
 
 
+def _kerashub_resnet() -> list[Rule]:
+    block, own = "stack{s}_block{b}", "stage{s+1}.{b}"
+    return [
+        Rule("conv1_conv/kernel", "stem.conv.kernel"),
+        *_keras_norm("conv1_bn", "stem.norm"),
+        Rule(f"{block}_0_conv/kernel", f"{own}.shortcut.conv.kernel"),
+        *_keras_norm(f"{block}_0_bn", f"{own}.shortcut.norm"),
+        Rule(f"{block}_{{k}}_conv/kernel", f"{own}.conv{{k}}.kernel"),
+        *_keras_norm(f"{block}_{{k}}_bn", f"{own}.norm{{k}}"),
+        *_KERAS_HEAD,
+    ]
+
+
 def _keras_densenet() -> list[Rule]:
     layer, own = "conv{s+1}_block{b+1}", "stage{s}.{b}"
     return [
@@ -104,8 +123,7 @@ def _keras_densenet() -> list[Rule]:
         *_keras_norm("pool{s+1}_bn", "transition{s}.norm"),
         Rule("pool{s+1}_conv/kernel", "transition{s}.conv.kernel"),
         *_keras_norm("bn", "norm"),
-        Rule("predictions/kernel", "classifier.kernel"),
-        Rule("predictions/bias", "classifier.bias"),
+        *_KERAS_HEAD,
     ]
 
 
@@ -161,8 +179,7 @@ def _keras_xception() -> list[Rule]:
         *_keras_norm("block1_conv{k}_bn", "stem.norm{k}"),
         *_keras_separable("block14_sepconv1", "exit2"),
         *_keras_separable("block14_sepconv2", "exit3"),
-        Rule("predictions/kernel", "classifier.kernel"),
-        Rule("predictions/bias", "classifier.bias"),
+        *_KERAS_HEAD,
     ]
     for number, own in enumerate(_XCEPTION_BLOCKS, start=2):
         rules += _keras_separable(f"block{number}_sepconv{{k}}", f"{own}.sep{{k}}")
@@ -311,6 +328,7 @@ def _fill(template: str, numbers: Mapping[str, int]) -> str:
 
 TORCHVISION_RESNET = Table(_resnet("downsample", "fc"))  # timm's too
 MEDMNIST_RESNET = Table(_resnet("shortcut", "linear"))
+KERASHUB_RESNET = Table(_kerashub_resnet())
 TORCHVISION_DENSENET = Table(_torchvision_densenet(), _torchvision_densenet_spellings)
 KERAS_DENSENET = Table(_keras_densenet())
 TIMM_XCEPTION = Table(_timm_xception(), _timm_xception_spellings)

@@ -39,6 +39,7 @@ _TABLES: dict[tuple[type, str], Table] = {
     (ResNet, "torchvision"): names.TORCHVISION_RESNET,
     (ResNet, "timm"): names.TORCHVISION_RESNET,
     (ResNet, "medmnist"): names.MEDMNIST_RESNET,
+    (ResNet, "kerashub"): names.KERASHUB_RESNET,
     (ResNet, "flaxmed"): names.OWN,
     (DenseNet, "torchvision"): names.TORCHVISION_DENSENET,
     (DenseNet, "keras"): names.KERAS_DENSENET,
@@ -72,7 +73,7 @@ def namings(model: nnx.Module) -> list[str]:
     Example:
         >>> from flaxmed.models import ResNet18
         >>> namings(ResNet18(2, rngs=nnx.Rngs(0)))
-        ['torchvision', 'timm', 'medmnist', 'flaxmed']
+        ['torchvision', 'timm', 'medmnist', 'kerashub', 'flaxmed']
     """
     return [naming for network, naming in _TABLES if isinstance(model, network)]
 

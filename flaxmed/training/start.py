@@ -13,7 +13,12 @@ from flax import nnx
 
 from flaxmed.models.pretrained import LoadReport
 from flaxmed.models.weights import Weights, load_weights, open_weights, weights_of
-from flaxmed.models.weights.load import channels_for, preprocessing_for, report_lines
+from flaxmed.models.weights.load import (
+    channels_for,
+    preprocessing_for,
+    report_lines,
+    variant_for,
+)
 from flaxmed.training import rundir
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.processes import first_does, from_first
@@ -60,12 +65,9 @@ def settle_here(config: TrainConfig, dataset: Dataset, run_dir: Path | None) -> 
     kind, channels = weights.kind, channels_for(weights, dataset.info.channels)
     if kind.network != config.model:
         raise InputError(f"{config.weights}: weights of {kind.network}, not of {config.model}")
-    if config.variant not in (None, weights.variant):
-        raise InputError(
-            f"{config.weights}: made for the variant {weights.variant!r}, not {config.variant!r}"
-        )
+    variant = variant_for(weights, config.variant)
     own = preprocessing_for(weights, channels)
-    settled = _decided(config, kind.stem, weights.variant, own or Preprocessing())
+    settled = _decided(config, kind.stem, variant, own or Preprocessing())
     size = dataset.train.images.shape[1:3]
     shapes = nnx.eval_shape(lambda: build_model(settled, dataset.info, size))
     _load(shapes, weights, dataset.info)

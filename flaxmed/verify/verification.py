@@ -20,7 +20,7 @@ from flaxmed.verify.torch_network import TorchNetwork
 TOLERANCE = 1e-4  # of a map's, or the logits', largest value, in float32
 
 # Whose network judges a naming, and under which names it takes tensors.
-_LIBRARY = {"medmnist": "torchvision", "kerashub": "keras"}  # the others are called as it is
+_LIBRARY = {"kerashub": "keras"}  # the others are called as it is
 _SIDES = {"resnet18": (224, 28), "densenet121": (224, 64), "xception": (299, 96)}
 
 
@@ -116,7 +116,8 @@ def _of_library(weights: Weights, model: Any, x: np.ndarray) -> tuple[str, dict[
     """The library's name, and its maps and logits."""
     kind = weights.kind
     naming = weights.variant if kind.naming == "flaxmed" else kind.naming
-    library = _LIBRARY.get(naming, naming)
+    # of ResNet-18 all have torchvision's function
+    library = "torchvision" if kind.network == "resnet18" else _LIBRARY.get(naming, naming)
     if kind.stem == "small" and kind.network != "resnet18":
         raise InputError(
             f'{weights.source}: {kind.network} with stem="small", which no library has; expected '

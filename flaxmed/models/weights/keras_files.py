@@ -22,6 +22,7 @@ from flaxmed.models.weights.keras_layers import (
     CONVOLUTION,
     NETWORKS,
     NORM,
+    RESNET18,
     SEPARABLE,
     XCEPTION,
     Network,
@@ -79,7 +80,7 @@ def _kind(tensors: Sequence[np.ndarray]) -> str:
 
 
 def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of Keras's Xception or DenseNet121, in Keras's layout.
+    """The tensors of Keras's Xception or DenseNet121, or KerasHub's ResNet-18, in Keras's layout.
 
     Read are the older layout (``.h5``: the files of ``keras.applications``, what ``save`` and,
     before Keras 3, ``save_weights`` write) and that of Keras 3 (``.weights.h5``), also where the
@@ -91,7 +92,8 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         path: The file. It is read whole; nothing that it says leads out of it.
 
     Returns:
-        Arrays by the names that ``load_state(model, tensors, "keras")`` takes:
+        Arrays by the names that ``load_state(model, tensors, "keras")`` takes, "kerashub" for the
+        ResNet:
         ``block2_sepconv1/depthwise_kernel`` [3, 3, c, 1], ``conv1_bn/moving_mean`` [c], ... A file
         without a head lacks ``predictions/kernel`` and ``predictions/bias``.
 
@@ -116,8 +118,9 @@ def read_keras_with_variant(path: str | os.PathLike[str]) -> tuple[dict[str, np.
     """What :func:`read_keras` gives, and the variant of the network that it was made for.
 
     That is ``kerashub`` for a DenseNet121 whose layers or groups bear KerasHub's names, else
-    ``keras``. Where a version of Keras 3 noted no names, KerasHub's backbone, saved alone, bears no
-    sign, and counts as Keras's.
+    ``keras``; ``torchvision`` for the ResNet-18, which is torchvision's throughout. Where a version
+    of Keras 3 noted no names, KerasHub's DenseNet, saved without its head, bears no sign, and
+    counts as Keras's.
 
     Raises:
         InputError: As :func:`read_keras`.
@@ -239,6 +242,8 @@ def _named(layers: Sequence[_Layer]) -> tuple[dict[str, np.ndarray], str]:
     # the shortcuts' numbers were given by their order; their widths, which differ, decide
     if network is XCEPTION:
         return dict(KERAS_XCEPTION.respell(tensors)), "keras"
+    if network is RESNET18:
+        return tensors, "torchvision"
     hub = any(_KERASHUB.fullmatch(said) for layer in layers for said in (layer.name, layer.place))
     return tensors, "kerashub" if hub else "keras"
 

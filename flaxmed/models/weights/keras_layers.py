@@ -1,8 +1,8 @@
-"""In which order Keras lists the layers of its Xception and DenseNet121.
+"""In which order Keras lists the layers of its Xception and DenseNet121, KerasHub of its ResNet-18.
 
 Keras tells layers apart by their place: in the older files by the place in the list of all layers,
 in Keras 3's by the place among the layers of one class. So the order of ``model.layers`` is a part
-of both formats. It is written down here; KerasHub's networks have the same one.
+of both formats. It is written down here; KerasHub's Xception and DenseNet have the same one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ CONVOLUTION, SEPARABLE, NORM = "convolution", "separable convolution", "norm"
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of ``keras.applications``.
+    """A network of ``keras.applications``, or one that KerasHub alone has.
 
     Attributes:
-        name: As Keras spells it.
+        name: As Keras spells it, or the paper.
         layers: Kind and name of every layer with weights but the head, in the order of
             ``model.layers``.
         numbered: Those whose name Keras makes up from a counter of the process; the name here is
@@ -80,6 +80,24 @@ def _densenet121() -> Iterator[tuple[str, str]]:
     yield NORM, "bn"
 
 
+def _resnet18() -> Iterator[tuple[str, str]]:
+    yield CONVOLUTION, "conv1_conv"
+    yield NORM, "conv1_bn"
+    for stack in range(4):
+        for block in range(2):
+            name = f"stack{stack}_block{block}"
+            yield CONVOLUTION, f"{name}_1_conv"
+            yield NORM, f"{name}_1_bn"
+            # the shortcut lies beside the second convolution
+            if stack > 0 and block == 0:
+                yield CONVOLUTION, f"{name}_0_conv"
+                yield CONVOLUTION, f"{name}_2_conv"
+                yield NORM, f"{name}_0_bn"
+            else:
+                yield CONVOLUTION, f"{name}_2_conv"
+            yield NORM, f"{name}_2_bn"
+
+
 XCEPTION = Network(
     "Xception",
     tuple(_xception()),
@@ -88,4 +106,5 @@ XCEPTION = Network(
     ),
 )
 DENSENET121 = Network("DenseNet121", tuple(_densenet121()))
-NETWORKS = (XCEPTION, DENSENET121)
+RESNET18 = Network("ResNet-18", tuple(_resnet18()))
+NETWORKS = (XCEPTION, DENSENET121, RESNET18)

@@ -20,8 +20,8 @@ from flaxmed.models.weights.known import HALF, XRAY, Known, imagenet_classes
 from flaxmed.models.weights.recognise import Kind, recognise
 from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
-# Constants and padding go with the library that trained; MedMNIST's are torchvision's.
-_VARIANT = {"medmnist": "torchvision"}
+# Constants and padding go with the library that trained; those of a ResNet-18 are torchvision's.
+_VARIANT = {"medmnist": "torchvision", "kerashub": "torchvision"}
 _OF_KERAS = ("keras", "kerashub")
 
 

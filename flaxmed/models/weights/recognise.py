@@ -72,6 +72,14 @@ _SIGNS = (
         "layer4.0.shortcut.0.weight",
     ),
     _Sign(
+        "resnet18",
+        "kerashub",
+        naming.KERASHUB_RESNET,
+        ("conv1_conv/kernel", 2),
+        ("predictions/kernel", 1),
+        "stack1_block0_0_conv/kernel",
+    ),
+    _Sign(
         "densenet121",
         "torchvision",
         naming.TORCHVISION_DENSENET,
