@@ -12,6 +12,7 @@ from flaxmed.models import create_model as create_model
 from flaxmed.models import list_models as list_models
 from flaxmed.models import list_variants as list_variants
 from flaxmed.models.weights import convert_weights as convert_weights
+from flaxmed.models.weights import describe_weights as describe_weights
 from flaxmed.models.weights import from_pretrained as from_pretrained
 from flaxmed.models.weights import list_weights as list_weights
 from flaxmed.models.weights import load_weights as load_weights
@@ -19,6 +20,7 @@ from flaxmed.models.weights import open_weights as open_weights
 from flaxmed.models.weights import save_weights as save_weights
 from flaxmed.publish import push_to_hub as push_to_hub
 from flaxmed.publish import save_pretrained as save_pretrained
+from flaxmed.training import FineTuneConfig as FineTuneConfig
 from flaxmed.training import Run as Run
 from flaxmed.training import TrainConfig as TrainConfig
 from flaxmed.training import load_model as load_model

@@ -203,6 +203,17 @@ def test_the_surface_says_what_it_has():
         flaxmed.no_such_name  # noqa: B018
 
 
+def test_type_checkers_see_the_whole_surface():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    seen = {
+        alias.asname: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == flaxmed._MODULE_OF
+
+
 @pytest.mark.parametrize("name", [name for name in flaxmed.__all__ if name != "__version__"])
 def test_public_name_is_importable_and_documented(name):
     value = getattr(flaxmed, name)

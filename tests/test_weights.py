@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -407,6 +408,25 @@ def test_conversion_is_exact_both_ways(naming, resnet_file, torch, tmp_path, cap
     for name, value in reference("resnet18").state_dict().items():
         if "num_batches" not in name:
             assert torch.equal(fresh.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "spell", "naming"),
+    [("densenet121", old_dots, "torchvision"), ("legacy_xception", cadene, "timm")],
+)
+def test_what_is_converted_to_ours_and_back_is_what_it_was(name, spell, naming, torch, tmp_path):
+    """The published spelling goes in, the one of today comes out."""
+    own, back = tmp_path / "own.safetensors", tmp_path / "back.safetensors"
+    theirs = reference(name)
+    published_files.save_legacy(spell(theirs.state_dict()), tmp_path / "in.pth")
+    flaxmed.convert_weights(tmp_path / "in.pth", own)
+    flaxmed.convert_weights(own, back, naming=naming)
+    state = importlib.import_module("safetensors.torch").load_file(back)
+    expected = {n: v for n, v in theirs.state_dict().items() if "num_batches" not in n}
+    assert set(state) == set(expected)
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+    copy.deepcopy(theirs).load_state_dict(state)
 
 
 def test_a_file_of_ours_says_what_it_takes_to_use_it(tmp_path):

@@ -56,8 +56,9 @@ def open_weights(source: str | os.PathLike[str]) -> Weights:
 
     Args:
         source: a name of ``list_weights()``; a repository of the Hugging Face hub; or a file as
-            torch, safetensors or Keras write it, of torchvision's, timm's, Keras's, MedMNIST's,
-            MONAI's or torchxrayvision's ResNet-18, DenseNet-121 or Xception, or of flaxmed's.
+            torch, safetensors or Keras write it, of torchvision's, timm's, Keras's, KerasHub's,
+            MedMNIST's, MONAI's or torchxrayvision's ResNet-18, DenseNet-121 or Xception, or of
+            flaxmed's.
 
     Raises:
         InputError: no such weights; a file that cannot be read, or holds another network.
