@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import importlib
+import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -458,6 +460,68 @@ def test_what_cannot_be_converted(words, says, resnet_file, tmp_path, monkeypatc
     assert err.splitlines()[-1].startswith("flaxmed: error: ")
     assert says in err
     assert not list(tmp_path.iterdir())
+
+
+class Payload:
+    """What an unrestricted unpickler would run."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+def lying(content):
+    """A header of safetensors whose first tensor claims the bytes of the second."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first, second = [entry["data_offsets"] for name, entry in header.items() if name[0] != "_"][:2]
+    first[:] = second
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    return length.to_bytes(8, "little") + text + content[8 + length :]
+
+
+BAD = {
+    "truncated.pth": "a truncated or damaged archive",
+    "truncated.safetensors": "truncated",
+    "shape.pth": "misshapen 1: fc.bias 999 (expected 1000)",
+    "nan.pth": "values that are not finite in layer1.0.bn1.bias",
+    "more.pth": "unexpected 1: layer5.bias",
+    "payload.pth": "refers to posix.mkdir, which is neither a tensor nor",
+    "lying.safetensors": "damaged or truncated (Error while deserializing header: invalid offset",
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(resnet_file, tmp_path_factory):
+    """The published file, wrong in one way each, as the libraries' own savers write it."""
+    torch = importlib.import_module("torch")
+    folder = tmp_path_factory.mktemp("bad")
+    state, whole = dict(reference("resnet18").state_dict()), resnet_file.read_bytes()
+    published_files.save_safetensors(state, folder / "whole.safetensors")
+    safe = (folder / "whole.safetensors").read_bytes()
+    (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    (folder / "truncated.safetensors").write_bytes(safe[: len(safe) // 2])
+    (folder / "lying.safetensors").write_bytes(lying(safe))
+    changes = {
+        "shape.pth": {"fc.bias": torch.zeros(999)},
+        "nan.pth": {"layer1.0.bn1.bias": torch.full((64,), torch.nan)},
+        "more.pth": {"layer5.bias": torch.zeros(3)},
+        "payload.pth": {"fc.bias": Payload()},
+    }
+    for name, change in changes.items():
+        torch.save({**state, **change}, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_line_and_leaves_nothing(name, bad_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = bad_files / name
+    assert main(["convert-weights", str(path), "OUT.safetensors"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"flaxmed: error: {path}: ")
+    assert BAD[name] in line
+    assert not list(tmp_path.iterdir())
+    assert not list(bad_files.glob("*.tmp*"))
 
 
 # ------------------------------------------------------------------------- told from the tensors
