@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from readers import READERS
 
 from flaxmed.training.config import TrainConfig
-from flaxmed.types import DatasetInfo, InputError, Task
+from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
 MOST_MEMORY = 64 * 2**20
 QUIETLY = settings(
@@ -94,11 +94,14 @@ def test_any_settings_are_taken_or_refused(values):
         assert TrainConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("group", ["optimizer", "augment", "preprocessing"])
+GROUPS = TrainConfig(preprocessing=Preprocessing()).to_dict()
+
+
+@pytest.mark.parametrize("group", ["optimizer", "augment", "finetune", "preprocessing"])
 @QUIETLY
 @given(draw=st.data())
 def test_any_group_of_settings_is_taken_or_refused(group, draw):
-    values = draw.draw(with_names(TrainConfig().to_dict()[group]))
+    values = draw.draw(with_names(GROUPS[group]))
     refusal(TrainConfig.from_dict, {group: values})
 
 
