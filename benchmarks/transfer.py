@@ -127,11 +127,8 @@ def main() -> None:
     for model in args.models:
         rows += measure(model, args, data)
         if args.json:
-            settings = {
-                key: value for key, value in vars(args).items() if key not in ("out", "json")
-            }
-            command = shlex.join(["python", "benchmarks/transfer.py", *sys.argv[1:]])
-            write_json(args.json, {**machine(), "command": command, **settings, "rows": rows})
+            settings = {k: v for k, v in vars(args).items() if k not in ("out", "json")}
+            write_json(args.json, {**machine(), **settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -153,6 +153,17 @@ def test_other_classes_in_the_same_number_get_a_classifier_of_their_own(tuned, s
     assert said["new"] == ["classifier.bias", "classifier.kernel"]
 
 
+def test_where_nothing_says_how_images_were_normalised_it_is_said(small, tmp_path):
+    """As of a library's file that is none of the published ones."""
+    model = create_model("resnet18", 5, rngs=nnx.Rngs(1))
+    save_weights(model, tmp_path / "theirs.safetensors", naming="torchvision")
+    settings = settle(config(weights=str(tmp_path / "theirs.safetensors")), small)
+    assert settings.preprocessing == Preprocessing((0.5,), (0.5,))
+    network = build_model(settings, small.info, (32, 32))
+    lines = load_start(network, settings, small.info, tmp_path)
+    assert lines[-1].startswith("nothing says how the weights' images were normalised: mean 0.5")
+
+
 def test_settings_have_the_last_word(rgb_file, small):
     own = Preprocessing((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
     assert settle(config(weights=str(rgb_file), preprocessing=own), small).preprocessing == own

@@ -118,6 +118,9 @@ def test_a_state_of_torchxrayvision(torch, tmp_path, capsys):
         normalise(jnp.array([[[[0], [255]]]], jnp.uint8), model.preprocessing)
     )
     assert black_and_white.ravel().tolist() == [-1024, 1024]  # its range
+    assert model.info.task is Task.MULTILABEL
+    assert model.info.classes[:2] == ("Atelectasis", "Consolidation")
+    assert model.info.classes[14:16] == ("Lung Lesion (not trained)", "Fracture (not trained)")
     assert_same_logits(model, torch_model, images(2, 64, 1), torch)
 
 

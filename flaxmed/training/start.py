@@ -118,10 +118,20 @@ def load_start(model: nnx.Module, config: TrainConfig, info: DatasetInfo, run_di
         report = _load(model, weights, info)
         _write_down(run_dir / FILE, describe(weights, report))
         lines.extend(report_lines(weights, report))
+        if weights.preprocessing is None:
+            lines.append(_unknown_preprocessing(config.preprocessing or Preprocessing()))
         return init_weights(model)
 
     load_into(model, from_first(loaded, init_weights(model)))
     return lines
+
+
+def _unknown_preprocessing(used: Preprocessing) -> str:
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (used.mean, used.std))
+    return (
+        f"nothing says how the weights' images were normalised: mean {mean} and standard "
+        f"deviation {std} are used (setting preprocessing)"
+    )
 
 
 def _load(model: nnx.Module, weights: Weights, info: DatasetInfo) -> LoadReport:

@@ -19,6 +19,13 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Preprocessing((0.5,), (0.5,))  # [0, 1] to [-1, 1]
 XRAY = Preprocessing((0.5,), (1 / 2048,))  # [0, 1] to [-1024, 1024]: torchxrayvision's range
 
+# torchxrayvision's outputs (``default_pathologies``), whatever a network of it was trained on
+XRAY_FINDINGS = (
+    *("Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema"),
+    *("Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule"),
+    *("Mass", "Hernia", "Lung Lesion", "Fracture", "Lung Opacity", "Enlarged Cardiomediastinum"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class HubFile:

@@ -16,7 +16,7 @@ from flaxmed.models import DenseNet, ResNet, Xception, create_model
 from flaxmed.models.pretrained import LoadReport, Tensors, load_state, table_of
 from flaxmed.models.weights import hub, metadata
 from flaxmed.models.weights.files import read_weights
-from flaxmed.models.weights.known import HALF, XRAY, Known, imagenet_classes
+from flaxmed.models.weights.known import HALF, XRAY, XRAY_FINDINGS, Known, imagenet_classes
 from flaxmed.models.weights.recognise import Kind, recognise
 from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
@@ -78,8 +78,8 @@ def open_weights(source: str | os.PathLike[str]) -> Weights:
         variant = _VARIANT.get(kind.naming, kind.naming)
         if file.format == "keras":
             variant = file.metadata["variant"]
-        own_range = _preprocessing_told(kind, file.tensors)
-        return Weights(os.fspath(source), kind, variant, file.tensors, own_range)
+        told = _preprocessing_told(kind, file.tensors), _findings_told(kind, file.tensors)
+        return Weights(os.fspath(source), kind, variant, file.tensors, *told)
     return _published(os.fspath(source), known, kind, file.tensors)
 
 
@@ -89,6 +89,22 @@ def _preprocessing_told(kind: Kind, tensors: Tensors) -> Preprocessing | None:
     if kind.naming == "medmnist":
         return HALF
     return XRAY if "op_threshs" in tensors else None
+
+
+def _findings_told(kind: Kind, tensors: Tensors) -> DatasetInfo | None:
+    """What the logits of torchxrayvision's networks stand for; one without an operating point was
+    not trained."""
+    points, outputs = tensors.get("op_threshs"), len(XRAY_FINDINGS)
+    if points is None or points.shape != (outputs,) or kind.num_classes != outputs:
+        return None
+    trained = np.isfinite(points)
+    names = (
+        name if known else f"{name} (not trained)"
+        for name, known in zip(XRAY_FINDINGS, trained, strict=True)
+    )
+    return DatasetInfo(
+        "torchxrayvision", Task.MULTILABEL, tuple(names), channels=kind.in_channels
+    )
 
 
 def _published(source: str, known: Known, kind: Kind, tensors: Tensors) -> Weights:
