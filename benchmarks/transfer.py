@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from flaxmed import evaluate
 from flaxmed.data import load_dataset
 from flaxmed.data.phantom import load_phantom
 from flaxmed.evaluation.paired import auc_difference
-from flaxmed.training import FineTuneConfig, Run, TrainConfig, train
+from flaxmed.training import FineTuneConfig, Run, TrainConfig, probe, train
 from flaxmed.training.rundir import write_json
 from flaxmed.types import Dataset
 
@@ -50,14 +52,20 @@ def with_few(dataset: Dataset, images: int | None) -> Dataset:
 
 def ways(model: str, start: str) -> dict[str, dict[str, Any]]:
     """By name what of the settings makes the way."""
-    last, probe = FineTuneConfig(train_from=LAST_STAGES[model]), FineTuneConfig(linear_probe=True)
+    last, head = FineTuneConfig(train_from=LAST_STAGES[model]), FineTuneConfig(linear_probe=True)
     return {
         "from scratch": {"stem": "imagenet"},
         "fine-tuned": {"weights": start},
         f"from {last.train_from} on": {"weights": start, "finetune": last},
-        "linear probe": {"weights": start, "finetune": probe},
-        "linear probe again": {"weights": start, "finetune": probe},
+        "linear probe": {"weights": start, "finetune": head},
+        "linear probe again": {"weights": start, "finetune": head},
     }
+
+
+def without_kept_features(folder: Path) -> None:
+    """Keep features in a folder of this measurement's own, empty at first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    probe.cache_dir = lambda: folder
 
 
 def timed(config: TrainConfig, data: Dataset, out: Path) -> tuple[Run, float]:
@@ -75,11 +83,15 @@ def measure(model: str, args: argparse.Namespace, data: Dataset) -> list[dict[st
     place = args.out / model
     start, seconds = timed(settings, first, place / "pretrained")
     print(f"{model}: pretrained on {args.pretrain} in {seconds:.0f} s", flush=True)
+    without_kept_features(place / "cache")
     rows: list[dict[str, Any]] = []
     scratch = None
     for name, changes in ways(model, str(start.dir)).items():
         config = TrainConfig(model=model, epochs=args.epochs, batch_size=args.batch_size, **changes)
-        run, seconds = timed(config, data, place / name.replace(" ", "-"))
+        run_dir = place / name.replace(" ", "-")
+        if args.ways and name in args.ways:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        run, seconds = timed(config, data, run_dir)
         made = run.predictions["test"]
         auc = evaluate(made)["auc"]
         row = {
@@ -102,6 +114,8 @@ def measure(model: str, args: argparse.Namespace, data: Dataset) -> list[dict[st
             low, high = gained.interval.low, gained.interval.high
             row["gained"] = [gained.value, low, high]
             line += f", gained {gained.value:+.3f} ({low:+.3f} to {high:+.3f})"
+        if args.ways and name not in args.ways:
+            continue  # finished before, and read back
         rows.append(row)
         print(f"{model}, {name}: {line}", flush=True)
     return rows
@@ -119,15 +133,17 @@ def main() -> None:
     parser.add_argument("--pretrain-epochs", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--ways", nargs="+", help="only these again; the others are in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
     data = with_few(load_dataset(args.dataset, size=args.size), args.images)
-    rows = []
+    rows = [] if args.ways is None else json.loads(args.json.read_text())["rows"]
     for model in args.models:
-        rows += measure(model, args, data)
+        new = {(row["model"], row["way"]): row for row in measure(model, args, data)}
+        rows = [new.pop((row["model"], row["way"]), row) for row in rows] + list(new.values())
         if args.json:
-            settings = {k: v for k, v in vars(args).items() if k not in ("out", "json")}
+            settings = {k: v for k, v in vars(args).items() if k not in ("out", "json", "ways")}
             write_json(args.json, {**machine(), **settings, "rows": rows})
 
 

@@ -102,9 +102,7 @@ def _findings_told(kind: Kind, tensors: Tensors) -> DatasetInfo | None:
         name if known else f"{name} (not trained)"
         for name, known in zip(XRAY_FINDINGS, trained, strict=True)
     )
-    return DatasetInfo(
-        "torchxrayvision", Task.MULTILABEL, tuple(names), channels=kind.in_channels
-    )
+    return DatasetInfo("torchxrayvision", Task.MULTILABEL, tuple(names), channels=kind.in_channels)
 
 
 def _published(source: str, known: Known, kind: Kind, tensors: Tensors) -> Weights:
