@@ -15,6 +15,7 @@ from flaxmed.evaluation import evaluate_run
 from flaxmed.models import create_model
 from flaxmed.models.weights import open_weights, save_weights, weights_of
 from flaxmed.training import FineTuneConfig, OptimizerConfig, TrainConfig, load_model
+from flaxmed.training import start as start_module
 from flaxmed.training.finetune import by_path
 from flaxmed.training.run import build_model, init_weights
 from flaxmed.training.start import digest, load_start, settle
@@ -168,6 +169,20 @@ def test_settings_have_the_last_word(rgb_file, small):
     own = Preprocessing((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
     assert settle(config(weights=str(rgb_file), preprocessing=own), small).preprocessing == own
     assert settle(config(), small).preprocessing == Preprocessing((0.5,), (0.5,))
+
+
+def test_of_process_0_others_learn_what_was_decided_and_nothing_else(rgb_file, small, monkeypatch):
+    """Or settings that differ from process 0's would be lost before they are compared."""
+
+    def of_process_0(action):
+        return {**action(), "seed": 5, "epochs": 9, "variant": "torchvision"}
+
+    monkeypatch.setattr(start_module, "first_does", of_process_0)
+    settled = settle(config(weights=str(rgb_file)), small)
+    assert (settled.seed, settled.epochs) == (0, 1)
+    assert (settled.stem, settled.variant) == ("imagenet", "torchvision")
+    assert settled.preprocessing == IMAGENET
+    assert settle(config(seed=3), small).seed == 3
 
 
 @pytest.mark.parametrize(

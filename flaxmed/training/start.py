@@ -32,7 +32,8 @@ def settle(config: TrainConfig, dataset: Dataset, run_dir: Path | None = None) -
     """The settings with what was left open decided: by the weights, or else the usual.
 
     The weights are read, and tried on the network; but not for a run that was begun with them: its
-    ``config.json`` says what they decided.
+    ``config.json`` says what they decided. Where several processes train, process 0 does so and
+    tells the others what was decided; all else stays each process's own, to be compared.
 
     Args:
         config: the settings.
@@ -50,7 +51,8 @@ def settle(config: TrainConfig, dataset: Dataset, run_dir: Path | None = None) -
         Preprocessing(mean=(0.5,), std=(0.5,))
     """
     settled = first_does(lambda: settle_here(config, dataset, run_dir).to_dict())
-    return TrainConfig.from_dict(settled)
+    found = TrainConfig.from_dict(settled)
+    return _decided(config, found.stem, found.variant, found.preprocessing)
 
 
 def settle_here(config: TrainConfig, dataset: Dataset, run_dir: Path | None) -> TrainConfig:
