@@ -199,6 +199,22 @@ def test_it_is_evaluated_and_read_back_like_any_run(probed, small, start, capsys
     assert json.loads((probed.dir / "config.json").read_text())["finetune"]["linear_probe"] is True
 
 
+@pytest.mark.filterwarnings("ignore:no image of class")
+def test_an_undefined_auc_is_evaluated_like_any(small, start, tmp_path):
+    """Of validation images that lack a class."""
+    rows = small.val.labels > 0
+    val = dataclasses.replace(
+        small.val,
+        images=small.val.images[rows],
+        labels=small.val.labels[rows],
+        ids=small.val.ids[rows],
+    )
+    few = dataclasses.replace(small, val=val, ideal=None)
+    run = flaxmed.train(config(start), few, out=tmp_path / "run", progress=False)
+    assert run.history[0]["val_auc"] is None
+    assert evaluate_run(run.dir)["auc"].value > 0
+
+
 def test_several_labels_of_an_image(small, start, tmp_path):
     def both(split):
         labels = np.stack([split.labels > 0, split.labels > 1], axis=1).astype(int)

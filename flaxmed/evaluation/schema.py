@@ -26,6 +26,6 @@ RUN = {
     "best_val_auc": (*NUMBER, None),
     "peak_memory_bytes": (int, None),
     "device": str,
-    "linear_probe": {"tried": [{...: NUMBER}]},
+    "linear_probe": {"tried": [{...: (*NUMBER, None)}]},  # an AUC may be undefined
     "started_from": {"licence": str, "sha256": str, "new": [str]},
 }
