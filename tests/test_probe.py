@@ -22,7 +22,7 @@ from flaxmed.models.weights import save_weights, weights_of
 from flaxmed.training import FineTuneConfig, TrainConfig, load_model
 from flaxmed.training import probe as probe_module
 from flaxmed.training.linear import fit_linear
-from flaxmed.types import InputError, Preprocessing, Task, sigmoid, softmax
+from flaxmed.types import InputError, Preprocessing, RunError, Task, sigmoid, softmax
 
 RNG = np.random.default_rng(0)
 
@@ -134,12 +134,15 @@ def test_features_are_computed_once(probed, small, start, tmp_path, monkeypatch,
     assert again.predictions["test"].logits.shape == probed.predictions["test"].logits.shape
 
 
-@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty"])
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty", "packed otherwise"])
 def test_damaged_features_are_computed_again(probed, small, start, tmp_path, harm):
     for path in (cache_dir() / "features").glob("*.npz"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
-        path.write_bytes({"flipped": content, "truncated": content[:500], "empty": b""}[harm])
+        kinds = {"flipped": content, "truncated": content[:500], "empty": b""}
+        kinds["packed otherwise"] = bytearray(path.read_bytes())
+        kinds["packed otherwise"][content.rindex(b"PK\1\2") + 10] = 99
+        path.write_bytes(kinds[harm])
     again = flaxmed.train(config(start), small, out=tmp_path / "run", progress=False)
     for name in ("val", "test"):
         np.testing.assert_array_equal(
@@ -147,8 +150,56 @@ def test_damaged_features_are_computed_again(probed, small, start, tmp_path, har
         )
 
 
+def test_features_are_computed_of_what_is_fitted_on(small, start, tmp_path, monkeypatch):
+    """The test images have no part in the fit: they are seen at the end, as after any run."""
+    seen = []
+
+    def counted(model, images, **options):
+        seen.append(len(images))
+        return pooled_features(model, images, **options)
+
+    monkeypatch.setattr(probe_module, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(probe_module, "pooled_features", counted)
+    flaxmed.train(config(start), small, out=tmp_path / "run", progress=False)
+    assert seen == [len(small.train), len(small.val)]
+
+
+def test_of_a_memory_map_a_block_is_read_at_once(small, monkeypatch):
+    read = []
+
+    class Map(np.ndarray):
+        def __getitem__(self, rows):
+            read.append(rows)
+            return super().__getitem__(rows)
+
+    whole = probe_module._digest_of_images(small.train.images, "key")
+    monkeypatch.setattr(probe_module, "_BLOCK", 25)
+    assert probe_module._digest_of_images(small.train.images.view(Map), "key") == whole
+    assert read == [slice(0, 25), slice(25, 50), slice(50, 75)]
+
+
+def test_features_that_cannot_be_kept_are_used_all_the_same(
+    small, start, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(probe_module, "cache_dir", lambda: tmp_path / "file")
+    run = flaxmed.train(config(start), small, out=tmp_path / "run")
+    assert "features 60 x 512: computed\n" in capsys.readouterr().err
+    assert run.summary["linear_probe"]["tried"]
+
+
+def test_features_that_are_not_finite_end_the_run_in_one_line(small, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_module, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(
+        probe_module, "pooled_features", lambda *_, **__: np.full((60, 512), np.inf, np.float32)
+    )
+    with pytest.raises(RunError, match="features of the train images are not finite"):
+        flaxmed.train(config(start), small, out=tmp_path / "run", progress=False)
+    assert not list(tmp_path.glob("features/*"))
+
+
 def test_other_features_have_other_places(small, start):
-    """Of another network, other preprocessing, other images; another classifier changes nothing."""
+    """Of another network, preprocessing or images; another classifier changes nothing."""
     model = create_model("resnet18", 3, in_channels=1, rngs=nnx.Rngs(1))
     model.preprocessing = Preprocessing((0.4,), (0.2,))
     first = probe_module._key_of_network(model)
@@ -158,6 +209,10 @@ def test_other_features_have_other_places(small, start):
     second = probe_module._key_of_network(model)
     model.stem.norm.mean.set_value(model.stem.norm.mean.get_value() + 1)
     assert len({first, second, probe_module._key_of_network(model)}) == 3
+    images, other = small.val.images, small.val.images.copy()
+    other[-1, -1, -1, -1] ^= 1
+    wide, place = images.reshape(-1, 16, 64, 1), probe_module._digest_of_images
+    assert len({place(images, "a"), place(images, "b"), place(other, "a"), place(wide, "a")}) == 4
 
 
 # ----------------------------------------------------------------------------------- the run

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from flaxmed.evaluation.metrics import score
-from flaxmed.files import cache_dir, is_writable, make_dir, written_whole
+from flaxmed.files import cache_dir, make_dir, written_whole
 from flaxmed.inference import pooled_features
 from flaxmed.models.pretrained import flatten
 from flaxmed.training.config import TrainConfig
@@ -33,11 +32,12 @@ from flaxmed.training.run import Run, build_model, init_weights
 from flaxmed.training.sharding import make_mesh, on_host, padded_size, shard_batch
 from flaxmed.training.start import digest, load_start
 from flaxmed.training.step import example_weights
-from flaxmed.types import Dataset, InputError, Split
+from flaxmed.types import Archive, Dataset, InputError, RunError, Split
 
 # inverse strengths of the penalty, as scikit-learn counts them, on standardised features
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
 _SCORES = ("loss", "accuracy", "auc")
+_BLOCK = 1024  # images read at once: bounds memory on memory maps
 
 
 def check_probe(config: TrainConfig) -> None:
@@ -68,7 +68,8 @@ def probe(config: TrainConfig, dataset: Dataset, run_dir: Path, *, say: bool = T
     record.start_over()
     lines = load_start(model, config, dataset.info, run_dir)
     began = time.monotonic()
-    features, found = features_of(model, config, dataset.splits, mesh)
+    fitted_on = {"train": dataset.train, "val": dataset.val}
+    features, found = features_of(model, config, fitted_on, mesh)
     lines.append(f"features {len(features['train'])} x {features['train'].shape[1]}: {found}")
     seconds, began = time.monotonic() - began, time.monotonic()
     fit, row, tried = choose_fit(features, dataset, config)
@@ -103,30 +104,39 @@ def features_of(
     """Of every split ``[n, d]``, computed or, where the same were before, read; and where they are.
 
     They are kept in ``~/.cache/flaxmed/features``, in a file whose name is the digest of all that
-    they depend on.
+    they depend on; where nothing can be written there, they are computed each time.
+
+    Raises:
+        RunError: values that are not finite.
     """
-    folder, made = cache_dir() / "features", 0
-    key, features = _key_of_network(model), {}
+    folder, features = cache_dir() / "features", {}
+    key, made, kept = _key_of_network(model), False, True
     for name, split in splits.items():
-        images = np.ascontiguousarray(split.images)
-        own = hashlib.sha256(f"{key} {images.shape} {config.dtype}".encode() + images.data)
-        path = folder / f"{own.hexdigest()}.npz"
-        kept = _read(path, len(split))
-        if kept is None:
-            made += 1
-            kept = pooled_features(
+        path = folder / f"{_digest_of_images(split.images, f'{key} {config.dtype}')}.npz"
+        found = _read(path, len(split))
+        if found is None:
+            made = True
+            found = pooled_features(
                 model,
                 split.images,
                 batch_size=padded_size(config.eval_batch_size, mesh),
                 put=lambda batch: shard_batch(batch, mesh),
                 get=on_host,
             )
-            if is_writable(folder):
-                make_dir(folder)
-                with written_whole(path) as file:
-                    np.savez(file, features=kept)
-        features[name] = kept
-    return features, f"computed, and kept in {folder}" if made else f"read from {folder}"
+            if not np.isfinite(found).all():
+                raise RunError(f"the network's features of the {name} images are not finite")
+            kept = _keep(path, found) and kept
+        features[name] = found
+    said = f"computed, and kept in {folder}" if kept else "computed"
+    return features, said if made else f"read from {folder}"
+
+
+def _digest_of_images(images: np.ndarray, key: str) -> str:
+    """Of uint8 images, which may be a memory map, together with a text."""
+    total = hashlib.sha256(f"{key} {images.shape}".encode())
+    for start in range(0, len(images), _BLOCK):
+        total.update(np.ascontiguousarray(images[start : start + _BLOCK]).data)
+    return total.hexdigest()
 
 
 def _key_of_network(model: Any) -> str:
@@ -140,11 +150,23 @@ def _key_of_network(model: Any) -> str:
 def _read(path: Path, rows: int) -> np.ndarray | None:
     """Features that were kept, or None where there are none, or no whole ones."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found: np.ndarray = arrays["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with Archive(path) as archive:
+            found = archive.read("features")
+    except (InputError, KeyError, OSError):
         return None
-    return found if found.ndim == 2 and len(found) == rows else None
+    whole = found.ndim == 2 and len(found) == rows and found.dtype.kind == "f"
+    return found if whole else None
+
+
+def _keep(path: Path, features: np.ndarray) -> bool:
+    """Write features down for the next time; whether that could be done."""
+    try:
+        make_dir(path.parent)
+        with written_whole(path) as file:
+            np.savez(file, features=features)
+    except (InputError, RunError):
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------ fit
