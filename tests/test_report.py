@@ -594,6 +594,19 @@ def test_columns_are_told_apart_by_what_their_runs_started_from(tmp_path):
     ]
 
 
+def test_weights_whose_files_share_a_name_are_told_apart_by_their_paths(tmp_path):
+    starts = (None, "one/model.safetensors", "two/model.safetensors", "w.pth")
+    dirs = [
+        write_run(tmp_path / str(i), make(seed=i), weights=start) for i, start in enumerate(starts)
+    ]
+    assert list(compare_runs(dirs)) == [
+        "resnet18, from scratch",
+        "resnet18, from one/model.safetensors",
+        "resnet18, from two/model.safetensors",
+        "resnet18, from w.pth",
+    ]
+
+
 def test_a_comparison_is_written_whole(tmp_path):
     ideal = make(seed=4, skill=3)
     dirs = [

@@ -317,7 +317,10 @@ def _group(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     for run in runs:
         same_model = [flat[other.dir] for other in runs if other.model == run.model]
         telling = _telling(same_model)
-        parts = [_shown(key, flat[run.dir].get(key)) for key in telling[:3]]
+        parts = [
+            _shown(key, flat[run.dir].get(key), [settings.get(key) for settings in same_model])
+            for key in telling[:3]
+        ]
         name = ", ".join([run.model, *parts, *(["..."] if len(telling) > 3 else [])])
         groups.setdefault(name, []).append(run)
     for name, group in groups.items():
@@ -354,10 +357,15 @@ def _telling(each: Sequence[Mapping[str, str]]) -> list[str]:
     return differing[: next(counts)]
 
 
-def _shown(key: str, value: str | None) -> str:
+def _shown(key: str, value: str | None, values: Sequence[str | None]) -> str:
+    """A setting in the name of a column; ``values`` are what it is in all runs of the network."""
     if key != "weights":
         return f"{key.split('.')[-1]}={value}"
-    return "from scratch" if value in (None, "None") else f"from {Path(str(value)).name}"
+    if value in (None, "None"):
+        return "from scratch"
+    name = Path(str(value)).name
+    alone = all(other == value for other in values if Path(str(other)).name == name)
+    return f"from {name if alone else value}"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
