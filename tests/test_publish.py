@@ -203,6 +203,13 @@ def test_a_run_gives_the_network_of_its_best_epoch(run, tmp_path):
     assert config["image_size"] == [32, 32]
 
 
+def test_a_run_is_one_with_a_file_of_weights_in_its_folder(copied, run, tmp_path):
+    flaxmed.save_weights(network(), copied / "model.safetensors")
+    folder = flaxmed.save_pretrained(copied, tmp_path / "net")
+    assert_same_weights(run.model, flaxmed.from_pretrained(folder))
+    assert "model-index" in (folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_network_of_another_precision_computes_as_it_did(tmp_path):
     import jax.numpy as jnp
 

@@ -133,8 +133,12 @@ def _write(file: IO[bytes], text: str) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run of flaxmed, rather than a network that was saved."""
-    return (path / CONFIG).is_file() and not (path / WEIGHTS).exists()
+    """Whether a folder holds a run of flaxmed, rather than a network that was saved.
+
+    A run is one whatever else was put into its folder, such as its weights in another format.
+    """
+    begun = (path / "dataset.json").is_file() or not (path / WEIGHTS).exists()
+    return (path / CONFIG).is_file() and begun
 
 
 def _check_target(folder: Path) -> None:
