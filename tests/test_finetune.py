@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from tiny_runs import TINY, assert_same_run, config, fit
 
+import flaxmed
 from flaxmed.models import DenseNet, ResNet, create_model, list_models
 from flaxmed.models.densenet import DENSENET121
 from flaxmed.models.layers import BatchNorm, lowering
@@ -59,6 +60,13 @@ def test_of_frozen_stages_nothing_moves(data, tmp_path, way):
     assert {"stage2.0.norm1.mean", "stage2.0.norm1.scale", "classifier.bias"} <= trained
     assert {"stem.norm.mean", "stem.norm.var", "stage1.0.norm1.mean"} <= before.keys() - trained
     assert moved(before, after) == trained
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_layers_that_are_frozen_at_random_values_are_said(data, tmp_path, capsys):
+    settings = config(finetune=FineTuneConfig(train_from="stage2"), epochs=1)
+    flaxmed.train(settings, data, out=tmp_path / "run")
+    assert "frozen layers keep the values that they began with at random" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("tiny_network")

@@ -260,6 +260,8 @@ def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
             started = load_start(model, record.config, dataset.info, record.run_dir)
             state = fresh(model)
         states.append(state)
+    if config.weights is None and tuning is not None and tuning.frozen:
+        started.append("frozen layers keep the values that they began with at random: no weights")
     one = len(seeds) == 1
     step_mesh = mesh if one else make_seed_mesh(len(seeds))
     settings["lowering"] = lowering_on(mesh.size) if one else "jax"
