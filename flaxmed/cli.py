@@ -179,6 +179,10 @@ _SETTINGS = (
 
 
 _FINETUNE = ("train_from", "freeze", "layer_decay", "unfreeze_epochs", "linear_probe")
+_OF_STEPS = (
+    *("epochs", "batch_size", "optimizer.learning_rate", "augment", "fetch", "steps_per_call"),
+    *("accumulate", "remat"),
+)
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -214,6 +218,9 @@ def _changed(config: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]
     if arguments.class_weights is not None:
         values["class_weights"] = _class_weights(arguments.class_weights)
         given.append("class_weights")
+    if values["finetune"]["linear_probe"] and (idle := [n for n in given if n in _OF_STEPS]):
+        option = idle[0].rpartition(".")[2].replace("_", "-")
+        raise InputError(f"--{option} does not go with a linear probe, which takes no steps")
     return TrainConfig.from_dict(values), given
 
 

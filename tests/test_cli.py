@@ -80,6 +80,11 @@ def test_version_and_help(capsys):
         ),
         (["train", "--seeds", "1", "1"], "seeds: expected one or more, all different, got 1 1"),
         (["train", "--config", "c", "--recipe", "medmnist"], "leave out --recipe"),
+        (["train", "--linear-probe", "--epochs", "3"], "--epochs does not go with a linear probe"),
+        (
+            ["train", "--linear-probe", "--learning-rate", "0.1"],
+            "--learning-rate does not go with a linear probe, which takes no steps",
+        ),
         (["train", "--augment", "none", "flips"], "--augment none: expected none alone"),
         (["train", "--dataset", "~no-such-user/a.npz"], "~no-such-user/a.npz"),
         (["evaluate", "no/such/run"], "no/such/run"),

@@ -42,7 +42,7 @@ def train_seeds(
     On several accelerators the seeds share one program, their parameters stacked along an axis of
     their own that is spread over the devices, one seed on each. Where there is one device, or a
     CPU, or the images are streamed, they are trained one after another; a line says so. What was
-    begun goes on when the same call is made again.
+    begun goes on when the same call is made again. A linear probe depends on no seed.
 
     Args:
         config: every setting but the seed.
@@ -102,6 +102,8 @@ def seeds_at_once(
     one_by_one = "seeds one after another: "
     if jax.process_count() > 1:
         return 1, one_by_one + "several processes share each"
+    if config.finetune.linear_probe:
+        return 1, "a linear probe draws nothing at random: every seed gives the same network"
     if together is False:
         return 1, one_by_one + "as asked"
     if fetch_kind(config, dataset.train) == "streamed":
