@@ -143,6 +143,11 @@ def test_from_another_run_with_its_classifier(tuned, small, tmp_path):
     assert run.config.preprocessing == IMAGENET
 
 
+def test_a_run_in_the_home_folder_is_found(tuned, monkeypatch):
+    monkeypatch.setenv("HOME", str(tuned.dir.parent))
+    assert start_module.open_start("~/run").kind.num_classes == 3
+
+
 def test_other_classes_in_the_same_number_get_a_classifier_of_their_own(tuned, small, tmp_path):
     other = dataclasses.replace(
         small, info=dataclasses.replace(small.info, classes=("x", "y", "z"))
@@ -192,8 +197,9 @@ def test_of_process_0_others_learn_what_was_decided_and_nothing_else(rgb_file, s
         ({"variant": "keras"}, "made for the variant 'torchvision', not 'keras'"),
         ({"stem": "small"}, 'made for stem="imagenet" .* use stem="imagenet"'),
         ({"weights": "no/such.safetensors"}, "no/such.safetensors: no such weights; expected"),
+        ({"weights": "~nobody-here/w.pth"}, "~nobody-here/w.pth: no such weights; expected"),
     ],
-    ids=["network", "variant", "stem", "file"],
+    ids=["network", "variant", "stem", "file", "home of nobody"],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(
     rgb_file, small, tmp_path, changes, line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def open_start(source: str) -> Weights:
     Raises:
         InputError: as ``open_weights``, or ``load_model``.
     """
-    if (Path(source) / "config.json").is_file() and (Path(source) / "dataset.json").is_file():
-        return weights_of(load_model(source), source=source)
+    folder = Path(os.path.expanduser(source))
+    if (folder / "config.json").is_file() and (folder / "dataset.json").is_file():
+        return weights_of(load_model(folder), source=source)
     return open_weights(source)
 
 

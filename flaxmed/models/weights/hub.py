@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def find(source: str) -> tuple[Path, Known | None]:
         Traceback (most recent call last):
         flaxmed.types.InputError: no/such/file.pth: no such weights; expected a file, a repos...
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which leaves ~nobody as it is
     if path.is_dir():
         if (inside := path / HubFile("").name).is_file():
             return inside, None
