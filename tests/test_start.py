@@ -170,9 +170,16 @@ def test_where_nothing_says_how_images_were_normalised_it_is_said(small, tmp_pat
     assert lines[-1].startswith("nothing says how the weights' images were normalised: mean 0.5")
 
 
-def test_settings_have_the_last_word(rgb_file, small):
+def test_settings_have_the_last_word_and_it_is_said(rgb_file, small, tmp_path):
     own = Preprocessing((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
-    assert settle(config(weights=str(rgb_file), preprocessing=own), small).preprocessing == own
+    settings = settle(config(weights=str(rgb_file), preprocessing=own), small)
+    assert settings.preprocessing == own
+    network = build_model(settings, small.info, (32, 32))
+    assert load_start(network, settings, small.info, tmp_path)[-1] == (
+        "images are normalised with mean 0.1, 0.2, 0.3 and standard deviation 1, 1, 1, as set; "
+        "the weights had mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225"
+    )
+    assert network.preprocessing == own
     assert settle(config(), small).preprocessing == Preprocessing((0.5,), (0.5,))
 
 

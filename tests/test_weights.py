@@ -195,6 +195,36 @@ def test_where_all_are_normalised_alike_the_first_kernel_is_summed(channels, res
     np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
 
 
+def test_other_channels_than_the_files_are_said(tmp_path, capsys):
+    """Whether they are summed, and whether the images are then normalised as they were."""
+    path, summed = tmp_path / "w.safetensors", "note: the first convolution's kernels are summed"
+    theirs = create_model("resnet18", 2, stem="small", rngs=nnx.Rngs(1))
+    for own, channels, said in (
+        (None, 1, f"{summed} over the file's 3 channels"),
+        (HALF, 4, f"{summed} over the file's 3 channels and divided among 4"),
+        (
+            IMAGENET,
+            4,
+            f"{summed} over the file's 3 channels and divided among 4; these have one mean for "
+            "all, not the file's 3: a start for training",
+        ),
+        (IMAGENET, 1, None),  # the images are repeated
+        (None, 3, None),
+    ):
+        theirs.preprocessing = own
+        flaxmed.save_weights(theirs, path)
+        create_model("resnet18", in_channels=channels, weights=path, rngs=nnx.Rngs(0))
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == said or (said is None and "note" not in last), (own, channels)
+    report = load_weights(network := _one_channel(), path, keep=["stem"])
+    assert not report.notes
+    assert network.in_channels == 1
+
+
+def _one_channel():
+    return create_model("resnet18", 2, in_channels=1, stem="small", rngs=nnx.Rngs(0))
+
+
 def test_more_channels_take_the_mean_preprocessing(published):
     model = create_model("resnet18", 2, in_channels=4, weights=published, rngs=nnx.Rngs(0))
     assert model.preprocessing == Preprocessing(

@@ -122,20 +122,30 @@ def load_start(model: nnx.Module, config: TrainConfig, info: DatasetInfo, run_di
         report = _load(model, weights, info)
         _write_down(run_dir / FILE, describe(weights, report))
         lines.extend(report_lines(weights, report))
-        if weights.preprocessing is None:
-            lines.append(_unknown_preprocessing(config.preprocessing or Preprocessing()))
+        network: Any = model
+        own, used = preprocessing_for(weights, network.in_channels), network.preprocessing
+        if own != used:
+            lines.append(_other_preprocessing(own, used))
         return init_weights(model)
 
     load_into(model, from_first(loaded, init_weights(model)))
     return lines
 
 
-def _unknown_preprocessing(used: Preprocessing) -> str:
-    mean, std = (", ".join(f"{v:g}" for v in values) for values in (used.mean, used.std))
-    return (
-        f"nothing says how the weights' images were normalised: mean {mean} and standard "
-        f"deviation {std} are used (setting preprocessing)"
-    )
+def _other_preprocessing(own: Preprocessing | None, used: Preprocessing) -> str:
+    """What to say where images are normalised in another way than the weights' own."""
+    if own is None:
+        return (
+            f"nothing says how the weights' images were normalised: {_shown(used)} are used "
+            "(setting preprocessing)"
+        )
+    return f"images are normalised with {_shown(used)}, as set; the weights had {_shown(own)}"
+
+
+def _shown(preprocessing: Preprocessing) -> str:
+    each = (preprocessing.mean, preprocessing.std)
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in each)
+    return f"mean {mean} and standard deviation {std}"
 
 
 def _load(model: nnx.Module, weights: Weights, info: DatasetInfo) -> LoadReport:

@@ -23,6 +23,7 @@ from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 # Constants and padding go with the library that trained; those of a ResNet-18 are torchvision's.
 _VARIANT = {"medmnist": "torchvision", "kerashub": "torchvision"}
 _OF_KERAS = ("keras", "kerashub")
+_FIRST_KERNEL = ("stem.conv.kernel", "stem.conv1.kernel")  # that of the first convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +226,14 @@ def channels_for(weights: Weights, in_channels: int) -> int:
     ImageNet's means: only so is every one normalised as it was in training. Where all are
     normalised alike, the kernels of the first convolution are summed instead.
     """
+    repeated = in_channels == 1 and not _normalised_alike(weights)
+    return weights.kind.in_channels if repeated else in_channels
+
+
+def _normalised_alike(weights: Weights) -> bool:
+    """Whether all channels have one mean and one standard deviation, as far as is known."""
     own = weights.preprocessing
-    alike = own is None or (len(set(own.mean)) == 1 and len(set(own.std)) == 1)
-    return in_channels if alike or in_channels != 1 else weights.kind.in_channels
+    return own is None or (len(set(own.mean)) == 1 and len(set(own.std)) == 1)
 
 
 def preprocessing_for(weights: Weights, in_channels: int) -> Preprocessing | None:
@@ -246,7 +252,7 @@ def fit_channels(tensors: Tensors, model: Any, naming: str) -> Tensors:
     what it gave: every channel gets the sum over the kernel's channels, divided by their new
     number (computed in float64). For one channel that is the sum.
     """
-    path = next(p for p in ("stem.conv.kernel", "stem.conv1.kernel") if _has(model, p))
+    path = next(p for p in _FIRST_KERNEL if _has(model, p))
     name, axes = table_of(model, naming).foreign(path) or (path, None)
     kernel = tensors.get(name)
     axis = 2 if axes is None else axes[2]
@@ -308,8 +314,13 @@ def load_weights(
         raise InputError(f"{weights.source}: {error}") from None
     if not same_head:
         report = _explain_head(report, weights.kind.num_classes, network.num_classes)
+    notes = []
     if network.stem_name != weights.kind.stem and "stem" not in keep:  # of Xception alone
-        report = dataclasses.replace(report, notes=(_other_stem(weights.kind.stem),))
+        notes.append(_other_stem(weights.kind.stem))
+    first_taken = any(path in report.loaded for path in _FIRST_KERNEL)
+    if network.in_channels != weights.kind.in_channels and first_taken:
+        notes.append(_other_channels(weights, network.in_channels))
+    report = dataclasses.replace(report, notes=tuple(notes))
     if (own := preprocessing_for(weights, network.in_channels)) is not None:
         network.preprocessing = own
     return report
@@ -333,6 +344,16 @@ def _other_stem(trained: str) -> str:
         f'the stem\'s kernels were trained in stem="{trained}" ({strides[trained]}) and serve in '
         f'stem="{used}" ({strides[used]}): a start for training, no network that was published'
     )
+
+
+def _other_channels(weights: Weights, in_channels: int) -> str:
+    """What to say where the first convolution takes another number of channels than the file's."""
+    theirs = weights.kind.in_channels
+    among = "" if in_channels == 1 else f" and divided among {in_channels}"
+    note = f"the first convolution's kernels are summed over the file's {theirs} channels{among}"
+    if _normalised_alike(weights):
+        return note
+    return f"{note}; these have one mean for all, not the file's {theirs}: a start for training"
 
 
 def _check_network(model: Any, weights: Weights, keep: Sequence[str]) -> None:
