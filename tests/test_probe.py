@@ -17,7 +17,7 @@ from flaxmed.data.phantom import load_phantom
 from flaxmed.evaluation import evaluate_run
 from flaxmed.files import cache_dir
 from flaxmed.inference import normalise, pooled_features, predict_logits
-from flaxmed.models import create_model
+from flaxmed.models import create_model, list_models
 from flaxmed.models.weights import save_weights, weights_of
 from flaxmed.training import FineTuneConfig, TrainConfig, load_model
 from flaxmed.training import probe as probe_module
@@ -213,6 +213,17 @@ def test_other_features_have_other_places(small, start):
     other[-1, -1, -1, -1] ^= 1
     wide, place = images.reshape(-1, 16, 64, 1), probe_module._digest_of_images
     assert len({place(images, "a"), place(images, "b"), place(other, "a"), place(wide, "a")}) == 4
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_features_have_the_same_place_in_every_process(name):
+    """No address of a function, which Xception's constants contain, is in it."""
+    model = nnx.eval_shape(lambda: create_model(name, 3, rngs=nnx.Rngs(0)))
+    model.preprocessing = Preprocessing()
+    said = probe_module._built(model)
+    assert " at 0x" not in said
+    assert f"epsilon={model.config.bn.epsilon}" in said
+    assert "padding" in said or name == "resnet18"
 
 
 # ----------------------------------------------------------------------------------- the run

@@ -8,6 +8,7 @@ arXiv:1610.01644; Kornblith et al. 2019, arXiv:1805.08974, appendix A.4, choose 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 import time
@@ -143,8 +144,18 @@ def _key_of_network(model: Any) -> str:
     """The digest of all of a network that decides its features: everything but the classifier."""
     values = flatten(nnx.state(model))
     body = {name: v for name, v in values.items() if not name.startswith("classifier.")}
-    built = (type(model).__name__, model.stem_name, model.config, model.preprocessing)
-    return f"1 {built} {digest(body)}"  # the number changes when what is computed does
+    return f"1 {_built(model)} {digest(body)}"  # the number changes when what is computed does
+
+
+def _built(model: Any) -> str:
+    """The same text in every process for networks that are built alike.
+
+    What draws initial values decides no feature, and is a function, which has no lasting name.
+    """
+    fields = dataclasses.fields(model.config)
+    values = {field.name: getattr(model.config, field.name) for field in fields}
+    config = {name: value for name, value in values.items() if not callable(value)}
+    return f"{type(model).__name__} {model.stem_name} {config} {model.preprocessing}"
 
 
 def _read(path: Path, rows: int) -> np.ndarray | None:
