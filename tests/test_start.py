@@ -133,12 +133,14 @@ def test_other_weights_of_the_same_name_are_noticed(small, rgb_file, tmp_path):
         flaxmed.train(config(weights=str(path)), small, out=out, progress=False)
 
 
-def test_from_another_run_with_its_classifier(tuned, small, tmp_path):
+def test_from_another_run_with_its_classifier(tuned, small, tmp_path, capsys):
     """Same classes: the head goes along. Nothing moves at a rate that rounds to nothing."""
     still = OptimizerConfig(learning_rate=1e-30, warmup_epochs=0, weight_decay=0)
     settings = config(weights=str(tuned.dir), optimizer=still)
-    run = flaxmed.train(settings, small, out=tmp_path / "run", progress=False)
+    run = flaxmed.train(settings, small, out=tmp_path / "run")
     assert run.summary["started_from"]["new"] == []
+    said = "the classifier is taken along: its classes are those of the data"
+    assert said in capsys.readouterr().err
     np.testing.assert_array_equal(run.predictions["test"].logits, tuned.predictions["test"].logits)
     assert run.config.preprocessing == IMAGENET
 
@@ -148,13 +150,16 @@ def test_a_run_in_the_home_folder_is_found(tuned, monkeypatch):
     assert start_module.open_start("~/run").kind.num_classes == 3
 
 
-def test_other_classes_in_the_same_number_get_a_classifier_of_their_own(tuned, small, tmp_path):
-    other = dataclasses.replace(
-        small, info=dataclasses.replace(small.info, classes=("x", "y", "z"))
-    )
+@pytest.mark.parametrize("change", [{"classes": ("x", "y", "z")}, {"task": Task.MULTILABEL}])
+def test_other_classes_in_the_same_number_get_a_classifier_of_their_own(
+    change, tuned, small, tmp_path
+):
+    """As do those that do not exclude one another: their logits mean something else."""
+    other = dataclasses.replace(small, info=dataclasses.replace(small.info, **change))
     settled = settle(config(weights=str(tuned.dir)), other)
     model = build_model(settled, other.info, (32, 32))
-    load_start(model, settled, other.info, tmp_path)
+    lines = load_start(model, settled, other.info, tmp_path)
+    assert not any("taken along" in line for line in lines)
     said = json.loads((tmp_path / "weights.json").read_text())
     assert said["new"] == ["classifier.bias", "classifier.kernel"]
 

@@ -27,6 +27,7 @@ from flaxmed.training.run import build_model, init_weights, load_into, load_mode
 from flaxmed.types import Dataset, DatasetInfo, InputError, Preprocessing, check_shape, read_json
 
 FILE = "weights.json"
+_HEAD = "classifier"
 
 
 def settle(config: TrainConfig, dataset: Dataset, run_dir: Path | None = None) -> TrainConfig:
@@ -126,6 +127,10 @@ def load_start(model: nnx.Module, config: TrainConfig, info: DatasetInfo, run_di
         own, used = preprocessing_for(weights, network.in_channels), network.preprocessing
         if own != used:
             lines.append(_other_preprocessing(own, used))
+        if f"{_HEAD}.kernel" in report.loaded and not config.finetune.linear_probe:
+            reason = "its classes are those of the data"
+            reason = "nothing says what its classes are" if weights.info is None else reason
+            lines.append(f"the classifier is taken along: {reason}")
         return init_weights(model)
 
     load_into(model, from_first(loaded, init_weights(model)))
@@ -151,11 +156,15 @@ def _shown(preprocessing: Preprocessing) -> str:
 def _load(model: nnx.Module, weights: Weights, info: DatasetInfo) -> LoadReport:
     network: Any = model
     preprocessing = network.preprocessing
-    theirs = info.classes if weights.info is None else weights.info.classes
-    keep = [] if theirs == info.classes else ["classifier"]
-    report = load_weights(network, weights, keep=keep)
+    report = load_weights(network, weights, keep=[] if _same_classes(weights, info) else [_HEAD])
     network.preprocessing = preprocessing  # the settings have the last word
     return report
+
+
+def _same_classes(weights: Weights, info: DatasetInfo) -> bool:
+    """Whether the logits of both mean the same, as far as is known."""
+    own = weights.info
+    return own is None or (own.classes, own.task.exclusive) == (info.classes, info.task.exclusive)
 
 
 def describe(weights: Weights, report: LoadReport) -> dict[str, Any]:
