@@ -55,11 +55,14 @@ WAYS = {
 def test_of_frozen_stages_nothing_moves(data, tmp_path, way):
     changes = WAYS[way] | {"finetune": FineTuneConfig(train_from="stage2"), "epochs": 1}
     before = at_random(data, **changes)
-    after = variables(run_module.init_weights(fit(data, tmp_path / "run", **changes).model))
+    run = fit(data, tmp_path / "run", **changes)
+    after = variables(run_module.init_weights(run.model))
     trained = {name for name in before if name.startswith(("stage2.", "classifier."))}
     assert {"stage2.0.norm1.mean", "stage2.0.norm1.scale", "classifier.bias"} <= trained
     assert {"stem.norm.mean", "stem.norm.var", "stage1.0.norm1.mean"} <= before.keys() - trained
     assert moved(before, after) == trained
+    values = sum(before[name].size for name in trained if not name.endswith((".mean", ".var")))
+    assert run.summary["trained_parameters"] == values < run.summary["parameters"]
 
 
 @pytest.mark.usefixtures("tiny_network")

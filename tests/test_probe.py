@@ -259,6 +259,7 @@ def test_it_is_evaluated_and_read_back_like_any_run(probed, small, start, capsys
     assert "Only the classifier was fitted" in card
     assert "optimizer" not in card
     assert "penalties tried" in card
+    assert "| trained parameters | 1,539 of 11,171,779 |" in card
     assert not (probed.dir / "figures" / "curves.png").exists()  # there are no epochs to draw
     again = flaxmed.train(config(start), small, out=probed.dir)
     assert again.summary == probed.summary

@@ -159,7 +159,9 @@ class RunRecord:
         f = self.facts
         rows = []
         if "parameters" in f:
-            rows.append(["trainable parameters", whole(f["parameters"])])
+            every, trained = f["parameters"], f.get("trained_parameters", f["parameters"])
+            some = ["trained parameters", f"{whole(trained)} of {whole(every)}"]
+            rows.append(some if trained != every else ["trainable parameters", whole(every)])
         fitted = f.get("linear_probe")
         if fitted:
             rows.append(["penalties tried (scikit-learn's C)", _text(_each(fitted, "C"))])

@@ -21,7 +21,7 @@ DATASET = {
     "shared_groups": (None, COUNTS),
 }
 RUN = {
-    **dict.fromkeys(("parameters", "epochs", "best_epoch"), int),
+    **dict.fromkeys(("parameters", "trained_parameters", "epochs", "best_epoch"), int),
     **dict.fromkeys(("train_seconds", "evaluation_seconds"), NUMBER),
     "best_val_auc": (*NUMBER, None),
     "peak_memory_bytes": (int, None),

@@ -24,7 +24,7 @@ from flaxmed.training import rundir
 from flaxmed.training.augment import make_transforms
 from flaxmed.training.batches import Call, fetch_kind, images_before, open_calls
 from flaxmed.training.config import TrainConfig
-from flaxmed.training.finetune import make_tuning
+from flaxmed.training.finetune import by_path, make_tuning
 from flaxmed.training.memory import peak_memory
 from flaxmed.training.optimizer import make_optimizer
 from flaxmed.training.processes import first_does, is_first, known_to_all
@@ -207,6 +207,7 @@ def finish_run(
     load_into(model, weights)  # from here on it is this process's own
     summary = {
         "parameters": tree_size(nnx.state(model, nnx.Param)),
+        "trained_parameters": trained_size(model, record.config),
         **record.summary(),
         **facts,
         "peak_memory_bytes": peak_memory(),
@@ -364,6 +365,16 @@ def save_predictions(
             with np.errstate(divide="ignore"):
                 best = dataclasses.replace(made, logits=np.log(ideal[name]))
             best.save(folder / f"ideal_{name}.npz")
+
+
+def trained_size(model: nnx.Module, config: TrainConfig) -> int:
+    """How many parameters a run trains: all but those that are frozen throughout."""
+    params = by_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    if config.finetune.linear_probe:
+        return sum(leaf.size for name, leaf in params.items() if name.startswith("classifier."))
+    tuning = make_tuning(model, config.finetune, epochs=config.epochs)
+    frozen = frozenset() if tuning is None else tuning.frozen
+    return sum(leaf.size for name, leaf in params.items() if name not in frozen)
 
 
 def tree_size(tree: Any) -> int:
