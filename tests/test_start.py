@@ -12,13 +12,15 @@ from safetensors.numpy import load_file, save_file
 import flaxmed
 from flaxmed.data.phantom import load_phantom
 from flaxmed.evaluation import evaluate_run
+from flaxmed.evaluation.record import RunRecord
 from flaxmed.models import create_model
+from flaxmed.models.pretrained import LoadReport
 from flaxmed.models.weights import open_weights, save_weights, weights_of
 from flaxmed.training import FineTuneConfig, OptimizerConfig, TrainConfig, load_model
 from flaxmed.training import start as start_module
 from flaxmed.training.finetune import by_path
 from flaxmed.training.run import build_model, init_weights
-from flaxmed.training.start import digest, load_start, settle
+from flaxmed.training.start import describe, digest, load_start, settle
 from flaxmed.types import DatasetInfo, InputError, Preprocessing, Task
 
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -232,6 +234,21 @@ def test_a_tensor_too_many_is_said_before_anything_is_written(rgb_file, small, t
     with pytest.raises(InputError, match=r"unexpected 1: stage9\.kernel"):
         flaxmed.train(settings, small, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_path_in_this_folder_is_no_more_told_than_any(small, rgb_file, tmp_path, monkeypatch):
+    """Relative, it might be a repository's name."""
+    monkeypatch.chdir(tmp_path)
+    for source in ("ward7/mine.safetensors", str(rgb_file)):
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        (tmp_path / source).write_bytes(rgb_file.read_bytes())
+        described = describe(open_weights(source), LoadReport((), {}, ()))
+        record = RunRecord(settings={"weights": source}, facts={"started_from": described})
+        name = source.rpartition("/")[2]
+        assert record.start().startswith(f"Parameters began as those of {name} (licence")
+        assert record.setting_rows() == [["weights", name]]
+    hub = RunRecord(settings={"weights": "timm/resnet18.tv_in1k"})
+    assert hub.setting_rows() == [["weights", "timm/resnet18.tv_in1k"]]
 
 
 @pytest.mark.filterwarnings("ignore:Undefined")  # of eight images

@@ -48,10 +48,16 @@ class RunRecord:
         """Every setting that mattered by its dotted name, versions left out."""
         unused = ("versions.", *(_OF_STEPS if self.facts.get("linear_probe") else ()))
         return [
-            [name, _source(str(value)) if name == "weights" and value else _text(value)]
+            [name, self._weights() if name == "weights" and value else _text(value)]
             for name, value in _flatten(self.settings)
             if not name.startswith(unused)
         ]
+
+    def _weights(self) -> str:
+        """What the parameters began as; of a file or a run on this machine its name alone."""
+        weights = str(self.settings.get("weights"))
+        local = self.facts.get("started_from", {}).get("local")
+        return Path(weights).name if local else _source(weights)
 
     def start(self) -> str:
         """With what values the parameters began."""
@@ -59,7 +65,7 @@ class RunRecord:
         if not weights:
             return f"Parameters began at random, seed {self.settings.get('seed')}."
         begun = self.facts.get("started_from", {})
-        sentence = f"Parameters began as those of {_source(str(weights))}"
+        sentence = f"Parameters began as those of {self._weights()}"
         if begun:
             sentence += f" (licence: {begun.get('licence')}; SHA-256 {begun.get('sha256')})"
         new = begun.get("new")

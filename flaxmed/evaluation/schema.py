@@ -27,5 +27,5 @@ RUN = {
     "peak_memory_bytes": (int, None),
     "device": str,
     "linear_probe": {"tried": [{...: (*NUMBER, None)}]},  # an AUC may be undefined
-    "started_from": {"licence": str, "sha256": str, "new": [str]},
+    "started_from": {"licence": str, "sha256": str, "new": [str], "local": bool},
 }

@@ -171,6 +171,7 @@ def describe(weights: Weights, report: LoadReport) -> dict[str, Any]:
     """What :data:`FILE` says: where the weights are from, their digest, and what was left out."""
     return {
         "source": weights.source,
+        "local": os.path.exists(os.path.expanduser(weights.source)),
         "sha256": digest(weights.tensors),
         "network": weights.kind.network,
         "variant": weights.variant,
