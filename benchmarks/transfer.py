@@ -137,6 +137,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
+    if args.ways is None and args.out.exists():
+        parser.error(f"--out: {args.out} is there; finished runs would be read back, not timed")
     data = with_few(load_dataset(args.dataset, size=args.size), args.images)
     rows = [] if args.ways is None else json.loads(args.json.read_text())["rows"]
     for model in args.models:

@@ -17,6 +17,7 @@ from flaxmed.models.densenet import DENSENET121
 from flaxmed.models.layers import BatchNorm, lowering
 from flaxmed.summary import summarize
 from flaxmed.training import FineTuneConfig, OptimizerConfig, TrainConfig, train_seeds
+from flaxmed.training import group as group_module
 from flaxmed.training import run as run_module
 from flaxmed.training.checkpoint import saved_steps, unflatten
 from flaxmed.training.finetune import by_path, freeze_norms, gradient_of, make_tuning
@@ -107,6 +108,18 @@ def weights_at(checkpoint, like):
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore((checkpoint / "default").absolute())
     return unflatten(like, arrays)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_patience_begins_when_all_stages_are_trained(data, tmp_path, monkeypatch):
+    areas = iter([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(
+        group_module, "score", lambda p: {"loss": 1.0, "accuracy": 0.5, "auc": next(areas)}
+    )
+    settings = FineTuneConfig(train_from="stage2", unfreeze_epochs=2)
+    changes = {"finetune": settings, "epochs": 6, "early_stopping": 1}
+    run = fit(data, tmp_path / "run", **changes)
+    assert len(run.history) == 4  # stage2 joins in the third epoch, one more is waited for
 
 
 @pytest.mark.usefixtures("tiny_network")

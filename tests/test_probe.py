@@ -314,3 +314,9 @@ def test_what_makes_no_sense_is_said_before_anything_is_written(
 def test_it_leaves_nothing_else_to_set():
     with pytest.raises(InputError, match="leaves nothing else to set"):
         FineTuneConfig(linear_probe=True, train_from="stage4")
+
+
+def test_several_seeds_would_be_the_same_network(small, start, tmp_path):
+    with pytest.raises(InputError, match="seeds: a linear probe draws nothing at random"):
+        flaxmed.train_seeds(config(start), [0, 1], small, out=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())

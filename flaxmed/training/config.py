@@ -255,7 +255,8 @@ class TrainConfig:
             evaluate and keep that: after ``t`` steps the old average counts ``min(ema_decay,
             (1 + t) / (10 + t))``. None: no average.
         class_weights: None; ``balanced`` (inversely to the training counts); or one per class.
-        early_stopping: stop after this many epochs without a better validation AUC; None: never.
+        early_stopping: stop after this many epochs without a better validation AUC, counted from
+            when all stages are trained; None: never.
         recipe: the recipe these values came from, for the record.
         fetch: ``resident`` (images on the device), ``streamed`` (read by worker threads as they
             are needed) or ``auto`` by size. The batches are the same, bit for bit.

@@ -256,6 +256,7 @@ def prepare(configs: Mapping[Path, TrainConfig], dataset: Dataset) -> Group:
     )
     states, started = [], list[str]()
     for record, model in zip(records, models, strict=True):
+        record.whole_from = 0 if tuning is None else tuning.phases[-1]
         state = record.resume(fresh(model))
         if config.weights is not None and int(state.step) == 0:
             started = load_start(model, record.config, dataset.info, record.run_dir)

@@ -62,6 +62,7 @@ class Record:
         metrics: the rows of ``metrics.jsonl``.
         timing: those of ``timing.jsonl``.
         skipped: a line for each damaged checkpoint that was passed over.
+        whole_from: the epoch from which all stages are trained; patience begins there.
     """
 
     metrics: list[dict[str, Any]]
@@ -70,6 +71,7 @@ class Record:
 
     def __init__(self, config: TrainConfig, run_dir: Path):
         self.config, self.run_dir = config, run_dir
+        self.whole_from = 0
 
         def opened() -> None:
             self.last = Checkpoints(last_folder(run_dir), keep=_KEEP_LAST)
@@ -109,7 +111,8 @@ class Record:
         rows, patience = self.metrics, self.config.early_stopping
         if patience is None or not rows:
             return False
-        return bool(rows[-1]["epoch"] - best_row(rows)["epoch"] >= patience)
+        since = max(best_row(rows)["epoch"], self.whole_from)
+        return bool(rows[-1]["epoch"] - since >= patience)
 
     def end_epoch(self, state: TrainState, row: dict[str, Any]) -> bool:
         """Write down an epoch with its row of metrics and the state after it; whether it is the

@@ -17,7 +17,7 @@ from flaxmed.training.batches import fetch_kind
 from flaxmed.training.config import TrainConfig
 from flaxmed.training.loop import check_settled, default_dir, open_dataset, train_group
 from flaxmed.training.memory import seed_bytes
-from flaxmed.training.processes import first_does, is_first
+from flaxmed.training.processes import check_alike, first_does, is_first
 from flaxmed.training.record import sound_step
 from flaxmed.training.run import Run, build_model
 from flaxmed.training.start import settle
@@ -42,7 +42,7 @@ def train_seeds(
     On several accelerators the seeds share one program, their parameters stacked along an axis of
     their own that is spread over the devices, one seed on each. Where there is one device, or a
     CPU, or the images are streamed, they are trained one after another; a line says so. What was
-    begun goes on when the same call is made again. A linear probe depends on no seed.
+    begun goes on when the same call is made again.
 
     Args:
         config: every setting but the seed.
@@ -56,7 +56,8 @@ def train_seeds(
         The finished runs, in the order of the seeds.
 
     Raises:
-        InputError: no seeds, one given twice, or what ``train`` refuses.
+        InputError: no seeds, one given twice, several for a linear probe, which depends on none;
+            or what ``train`` refuses.
         RunError, Interrupted: as ``train``.
 
     Example:
@@ -72,6 +73,9 @@ def train_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         given = " ".join(map(str, seeds)) or "none"
         raise InputError(f"seeds: expected one or more, all different, got {given}")
+    check_alike("seeds", list(seeds))
+    if config.finetune.linear_probe and len(seeds) > 1:
+        raise InputError("seeds: a linear probe draws nothing at random; expected one seed")
     dataset = open_dataset(config, data, data_dir)
     runs = {}
     for seed in seeds:
@@ -102,8 +106,6 @@ def seeds_at_once(
     one_by_one = "seeds one after another: "
     if jax.process_count() > 1:
         return 1, one_by_one + "several processes share each"
-    if config.finetune.linear_probe:
-        return 1, "a linear probe draws nothing at random: every seed gives the same network"
     if together is False:
         return 1, one_by_one + "as asked"
     if fetch_kind(config, dataset.train) == "streamed":
