@@ -110,21 +110,19 @@ def predict_logits(
         >>> predict_logits(model, images, preprocessing=Preprocessing()).shape
         (3, 2)
     """
-    return _in_batches(model, images, preprocessing, batch_size, put, get, head=True)
+    options: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "batch_size": batch_size,
+        "put": put,
+        "get": get,
+    }
+    return _in_batches(model, images, head=True, **options)
 
 
-def pooled_features(
-    model: nnx.Module,
-    images: Any,
-    *,
-    preprocessing: Preprocessing | None = None,
-    batch_size: int = 128,
-    put: Callable[[np.ndarray], Array] = jnp.asarray,
-    get: Callable[[Array], np.ndarray] = np.asarray,
-) -> Float[np.ndarray, "n d"]:
+def pooled_features(model: nnx.Module, images: Any, **options: Any) -> Float[np.ndarray, "n d"]:
     """What the classifier of a network sees: the mean over each of the last maps.
 
-    The arguments and errors are those of :func:`predict_logits`.
+    Arguments, ``options`` among them, and errors are those of :func:`predict_logits`.
 
     Returns:
         float32 (float64 for a float64 model), ``[n, d]``: 512 for ResNet-18, 1024 for
@@ -137,18 +135,18 @@ def pooled_features(
         >>> pooled_features(model, images, preprocessing=Preprocessing()).shape
         (3, 512)
     """
-    return _in_batches(model, images, preprocessing, batch_size, put, get, head=False)
+    return _in_batches(model, images, head=False, **options)
 
 
 def _in_batches(
     model: nnx.Module,
     images: Any,
-    preprocessing: Preprocessing | None,
-    batch_size: int,
-    put: Callable[[np.ndarray], Array],
-    get: Callable[[Array], np.ndarray],
     *,
     head: bool,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 128,
+    put: Callable[[np.ndarray], Array] = jnp.asarray,
+    get: Callable[[Array], np.ndarray] = np.asarray,
 ) -> np.ndarray:
     preprocessing = preprocessing or getattr(model, "preprocessing", None)
     if preprocessing is None:

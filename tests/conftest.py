@@ -174,3 +174,16 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     from flaxmed.training import run
 
     monkeypatch.setattr(run, "create_model", create)
+
+
+@pytest.fixture(scope="session")
+def yaml() -> Any:
+    """The reader of front matter that is not ours; required where all references are."""
+    try:
+        import yaml
+    except ImportError:
+        missing = "pyyaml is not installed (extra oracle)"
+        if os.environ.get("FLAXMED_REQUIRE_ORACLES") == "1":
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return yaml

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import numpy as np
@@ -18,18 +17,6 @@ from flaxmed.evaluation.report import Source
 from flaxmed.evaluation.tables import ends, escape, number
 
 EVIL = ('a: "b" # c', "- |pipe*star_", "ümlaut & <tag>\u2028\x07'")
-
-
-@pytest.fixture(scope="module")
-def yaml():
-    try:
-        import yaml
-    except ImportError:
-        missing = "pyyaml is not installed (extra oracle)"
-        if os.environ.get("FLAXMED_REQUIRE_ORACLES") == "1":
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
-    return yaml
 
 
 def front_matter(card):

@@ -80,18 +80,6 @@ def evaluate(run_dir):
         evaluate_run(run_dir)
 
 
-@pytest.fixture(scope="module")
-def yaml():
-    try:
-        import yaml
-    except ImportError:
-        missing = "pyyaml is not installed (extra oracle)"
-        if os.environ.get("FLAXMED_REQUIRE_ORACLES") == "1":
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
-    return yaml
-
-
 @pytest.fixture
 def hub_package():
     """huggingface_hub, whose own reader of cards decides."""
