@@ -110,7 +110,7 @@ def _convert_weights(arguments: argparse.Namespace) -> None:
         _to_folder(source, Path(out), naming, arguments.licence)
         return
     from flaxmed.models.weights import convert_weights, save_weights
-    from flaxmed.publish.folder import is_run
+    from flaxmed.training.rundir import is_run
 
     if Path(out).suffix != ".safetensors":
         raise InputError(f"{out}: expected a name that ends in .safetensors, or a folder's in /")

@@ -91,6 +91,8 @@ def describe(source: Network, licence: str, base_model: str | None) -> Card:
     Raises:
         InputError: as :func:`save_pretrained`, of what is read.
     """
+    from flaxmed.training.rundir import is_run
+
     if base_model is not None:
         check_repository(base_model, "base model")
     if isinstance(source, nnx.Module):
@@ -132,17 +134,10 @@ def _write(file: IO[bytes], text: str) -> None:
     os.fsync(file.fileno())  # a full disk may not show before
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder holds a run of flaxmed, rather than a network that was saved.
-
-    A run is one whatever else was put into its folder, such as its weights in another format.
-    """
-    begun = (path / "dataset.json").is_file() or not (path / WEIGHTS).exists()
-    return (path / CONFIG).is_file() and begun
-
-
 def _check_target(folder: Path) -> None:
-    if (folder / CONFIG).exists() and (folder / "dataset.json").exists():
+    from flaxmed.training.rundir import is_run
+
+    if is_run(folder):
         raise InputError(f"{folder}: holds a run; expected a folder for the network alone")
     for name in FILES:
         if (folder / name).is_dir():

@@ -74,6 +74,16 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, begun or finished, whatever else was put into it.
+
+    Example:
+        >>> is_run(Path("no/such/run"))
+        False
+    """
+    return all((path / name).is_file() for name in ("config.json", "dataset.json"))
+
+
 def read_config(run_dir: Path) -> TrainConfig:
     """The settings of a run that was begun in ``run_dir``.
 

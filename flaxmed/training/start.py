@@ -96,7 +96,7 @@ def open_start(source: str) -> Weights:
         InputError: as ``open_weights``, or ``load_model``.
     """
     folder = Path(os.path.expanduser(source))
-    if (folder / "config.json").is_file() and (folder / "dataset.json").is_file():
+    if rundir.is_run(folder):
         return weights_of(load_model(folder), source=source)
     return open_weights(source)
 
