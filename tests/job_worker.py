@@ -37,7 +37,8 @@ def main(words):
     from flaxmed.training.checkpoint import flatten
     from flaxmed.training.progress import Progress
 
-    run_module.create_model = create
+    if "weights" not in changes:  # which are a real network's
+        run_module.create_model = create
     moments = {"_signal_at": signal.SIGTERM, "_die_at": signal.SIGKILL}
     due = {number: changes.pop(name) for name, number in moments.items() if name in changes}
     real = Progress.advance

@@ -17,8 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import flaxmed
+from flaxmed.models import create_model
+from flaxmed.models.weights import save_weights
+from flaxmed.types import Preprocessing
 
 # one worker's, so that the reference is trained once
 pytestmark = pytest.mark.xdist_group("processes")
@@ -142,6 +146,21 @@ def test_any_number_of_devices_and_processes_trains_the_same(
     for name in ("val", "test"):
         written = np.load(job.run / "predictions" / f"{name}.npz", allow_pickle=False)
         assert len(written["ids"]) == len(set(written["ids"])) == len(expected[f"logits/{name}"])
+
+
+@pytest.mark.slow
+def test_processes_start_from_the_weights_that_the_first_reads(tmp_path):
+    """Which decide for all; a stage that is trained later has a program of its own."""
+    model = create_model("resnet18", 5, rngs=nnx.Rngs(1))
+    model.preprocessing = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    save_weights(model, tmp_path / "five.safetensors")
+    thaw = {"train_from": "stage4", "unfreeze_epochs": 1}
+    changes = {"weights": str(tmp_path / "five.safetensors"), "finetune": thaw, "epochs": 2}
+    (expected,) = Job(tmp_path, run="one", **changes).done()
+    job = Job(tmp_path, run="two", processes=2, **changes)
+    for found in job.done():
+        assert_alike(found, expected)
+    assert json.loads((job.run / "weights.json").read_text())["loaded"] == 100
 
 
 @pytest.mark.slow
