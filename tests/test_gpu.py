@@ -115,3 +115,31 @@ def test_max_pool_passes_nan_on():
     y, vjp = jax.vjp(lambda x: max_pool(x, window=3, stride=2, padding=1), x)
     assert jnp.isnan(y).all()
     assert vjp(jnp.ones_like(y))[0].sum() == y.size
+
+
+SUMS = {  # batch, height, width, channels; whether they are taken in two steps
+    "4x4 maps": ((128, 4, 4, 5), True),
+    "as many rows as XLA takes in one go": ((64, 8, 8, 3), True),
+    "more rows": ((128, 7, 7, 3), False),
+    "an odd batch": ((27, 8, 8, 3), False),
+    "few rows": ((128, 1, 1, 3), False),
+    "one": ((1, 1, 1, 3), False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_of_channels_equal_those_of_numpy(case, dtype):
+    shape, two_steps = SUMS[case]
+    with x64(dtype):
+        x = normal(0, shape, dtype)
+        ours = value_and_gradients(operations.channel_sums, x)
+        oracle = value_and_gradients(lambda x: jnp.sum(x, (0, 1, 2)), x)
+        assert_close(ours, oracle, dtype)
+        text = str(jax.make_jaxpr(operations.channel_sums)(x))
+        assert ("optimization_barrier" in text) == two_steps
+
+        values = normal(1, shape[-1], dtype)
+        ours = value_and_gradients(lambda v: operations.over_pixels(v, shape), values)
+        oracle = value_and_gradients(lambda v: jnp.broadcast_to(v, shape), values)
+        assert_close(ours, oracle, dtype)

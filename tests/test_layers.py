@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from flaxmed.models import cpu, layers, operations
+from flaxmed.models import cpu, layers, native, operations
 from flaxmed.models.layers import BatchNorm, BatchNormConfig, avg_pool, conv2d, max_pool
 from flaxmed.models.window import ConvWindow, resolve_padding
 from flaxmed.types import InputError
@@ -389,6 +389,54 @@ def test_masked_rows_count_for_nothing(config):
             np.testing.assert_allclose(
                 getattr(masked, name)[...], getattr(without, name)[...], rtol=1e-13
             )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_moments_of_pieces_serve_for_all_their_channels(dtype):
+    """A norm that is given the moments of maps side by side does what it does with their batch."""
+    with x64(dtype), layers.lowering("jax"):
+        pieces = [normal(i, (4, 3, 2, c), dtype) * (i + 1) + i for i, c in enumerate((3, 2))]
+        mask = jnp.asarray([True, True, False, True])
+        norms = [random_norm(TORCH, dtype=dtype) for _ in range(2)]
+        [norm.train() for norm in norms]
+        weights = normal(7, (4, 3, 2, 5), dtype)
+
+        def loss(norm, pieces, given):
+            parts = [BatchNorm(x.shape[-1], TORCH, dtype=norm.dtype) for x in pieces]
+            for part, end in zip(parts, (3, 5), strict=True):
+                part.mean[...] = norm.mean[...][end - part.mean.shape[0] : end]
+                part.train()
+            known = [part.moments(x, mask) for part, x in zip(parts, pieces, strict=True)]
+            moments = layers.side_by_side(known) if given else None
+            y = norm(jnp.concatenate(pieces, -1), mask, moments=moments)
+            return (y * weights).astype("float64" if dtype == "float64" else "float32").sum()
+
+        argnums = (nnx.DiffState(0, nnx.Param), 1)
+        one, two = (
+            jax.tree.leaves(nnx.grad(loss, argnums=argnums)(norm, pieces, given))
+            for norm, given in zip(norms, (True, False), strict=True)
+        )
+        for a, b in zip(one, two, strict=True):
+            assert relative_error(a, b) <= TOLERANCE[dtype]
+        for name in ("mean", "var"):
+            ours, theirs = (getattr(norm, name)[...] for norm in norms)
+            assert relative_error(ours, theirs) <= min(TOLERANCE[dtype], 1e-5)
+
+
+def test_moments_are_asked_for_where_they_are_used():
+    norm = random_norm(TORCH)
+    x = normal(0, (4, 3, 3, 5), "float32")
+    assert norm.moments(x, None) is None  # it evaluates
+    norm.train()
+    with layers.lowering("jax"):
+        known = norm.moments(x, None)
+        np.testing.assert_allclose(known.mean, x.mean((0, 1, 2)), atol=1e-6)
+        np.testing.assert_allclose(known.var, x.var((0, 1, 2)), rtol=1e-5)
+        last = norm.moments(x[..., 3:], None)
+        np.testing.assert_allclose(last.mean, known.mean[3:], atol=1e-7)
+    if native.serves(norm.dtype):
+        assert norm.moments(x, None) is None  # one pass in C++ does it all
+    assert layers.side_by_side([known, None]) is None
 
 
 def test_a_batch_of_padding_moves_nothing():

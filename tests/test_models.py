@@ -595,3 +595,44 @@ def test_images_without_a_batch_axis():
         checks.check_images(
             jnp.zeros((28, 28, 3)), network="ResNet18", stem="small", in_channels=3, minimum=5
         )
+
+
+@pytest.mark.parametrize(
+    ("frozen", "remat"), [((), True), (("stage1", 1), False), (("transition1",), False)], ids=str
+)
+def test_dense_blocks_compute_moments_once(frozen, remat, monkeypatch):
+    """As where every norm takes those of its whole input, also where some norms are frozen."""
+    with jax.enable_x64(True):
+        images = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16, 16, 3)))
+        mask = jnp.asarray([True, True, False, True, True])
+        asked = []
+
+        def gradients(shared):
+            model = tiny(DenseNet121, dtype=jnp.float64, remat=remat)
+            model.train()
+            if frozen:
+                part = getattr(model, frozen[0])
+                (part.norm if len(frozen) == 1 else part[frozen[1]].norm1).eval()
+            graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+            pure = nnx.to_pure_dict(stats)
+
+            def loss(params):
+                model = nnx.merge(graphdef, params, pure)
+                logits = model(images, mask)
+                moved = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+                return jnp.sin(3 * logits).sum(), moved
+
+            with monkeypatch.context() as patch:
+                moments = BatchNorm.moments
+
+                def ask(norm, x, mask):
+                    asked.append(x.shape[-1])
+                    return moments(norm, x, mask) if shared else None
+
+                patch.setattr(BatchNorm, "moments", ask)
+                return jax.jit(jax.grad(loss, has_aux=True))(nnx.to_pure_dict(params))
+
+        once, anew = jax.tree.leaves(gradients(True)), jax.tree.leaves(gradients(False))
+        assert len(asked) == 2 * (4 + sum(TINY[DenseNet121].stage_sizes))
+        for a, b in zip(once, anew, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)

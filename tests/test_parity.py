@@ -253,11 +253,11 @@ def test_other_running_statistics_are_noticed(resnet, change):
 @pytest.mark.slow
 def test_a_wrong_gradient_is_noticed(resnet, retrace, monkeypatch):
     """Batch statistics taken for constants: the same outputs, other gradients."""
-    statistics = BatchNorm._batch_statistics
+    moments = BatchNorm._moments
     monkeypatch.setattr(
         BatchNorm,
-        "_batch_statistics",
-        lambda *inputs: lax.stop_gradient(statistics(*inputs)),
+        "_moments",
+        lambda *inputs: lax.stop_gradient(moments(*inputs)),
     )
     other = resnet.beside(resnet.case)
     check(other.training_logits(), FLOAT64_TOLERANCE)

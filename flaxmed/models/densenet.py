@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -23,11 +23,13 @@ from flaxmed.models.layers import (
     Classifier,
     Conv,
     ConvNorm,
+    Moments,
     Padding,
     avg_pool,
     max_pool,
     norm_conv_norm,
     run_block,
+    side_by_side,
 )
 
 # torchvision densenet.py: nn.init.kaiming_normal_(m.weight), whose default is fan_in, gain sqrt(2).
@@ -75,6 +77,26 @@ KERAS_DENSENET121 = replace(
 KERASHUB_DENSENET121 = replace(KERAS_DENSENET121, stem_padding=("SAME", "SAME"))
 
 
+class Features(NamedTuple):
+    """What a dense block has computed so far.
+
+    Attributes:
+        maps: Its input, and what each layer added: channels that lie side by side.
+        moments: Of each map. Every norm of the block sees all maps, of the same batch, so that
+            their moments are computed once; None of a map where its first norm does without.
+    """
+
+    maps: list[Float[Array, "n h w _"]]
+    moments: list[Moments | None]
+
+    def append(
+        self, x: Float[Array, "n h w _"], norm: BatchNorm, mask: Bool[Array, " n"] | None
+    ) -> None:
+        """One more map; ``norm`` is the first that will see it."""
+        self.maps.append(x)
+        self.moments.append(norm.moments(x, mask))
+
+
 class DenseLayer(nnx.Module):
     """BN-ReLU-1x1, BN-ReLU-3x3: the channels that a layer adds to those before it."""
 
@@ -87,9 +109,10 @@ class DenseLayer(nnx.Module):
         self.conv2 = Conv(width, config.growth, 3, padding=1, **options)
 
     def __call__(
-        self, features: list[Float[Array, "n h w _"]], mask: Bool[Array, " n"] | None = None
+        self, so_far: Features, mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n h w o"]:
-        x = norm_conv_norm(self.norm1, self.conv1, self.norm2, features, mask)
+        maps, moments = so_far
+        x = norm_conv_norm(self.norm1, self.conv1, self.norm2, maps, mask, moments)
         return self.conv2(x)
 
 
@@ -109,9 +132,12 @@ class Transition(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "n h w c"], mask: Bool[Array, " n"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        mask: Bool[Array, " n"] | None = None,
+        moments: Moments | None = None,
     ) -> Float[Array, "n oh ow o"]:
-        x = self.conv(self.norm(x, mask, relu=True))
+        x = self.conv(self.norm(x, mask, relu=True, moments=moments))
         return avg_pool(x, window=2)
 
 
@@ -227,17 +253,31 @@ class DenseNet(nnx.Module):
         if self.stem_name == "imagenet":
             x = max_pool(x, window=3, stride=2, padding=self.config.stem_padding[1])
         maps["stem"] = x
-        for i in range(len(self.config.stage_sizes)):
-            if i > 0:
-                x = maps[f"transition{i}"] = getattr(self, f"transition{i}")(x, mask)
-            # From the list itself, not from the last concatenation: the gradients of a chain of
-            # concatenations fuse into programs that take XLA minutes to compile.
-            features = [x]
-            for layer in getattr(self, f"stage{i + 1}"):
-                features.append(run_block(layer, features, mask, remat=self.remat))
-            x = maps[f"stage{i + 1}"] = jnp.concatenate(features, axis=-1)
-        maps["final"] = self.norm(x, mask, relu=True)
+        moments = None
+        for i in range(1, 1 + len(self.config.stage_sizes)):
+            if i > 1:
+                transition = getattr(self, f"transition{i - 1}")
+                x = maps[f"transition{i - 1}"] = transition(x, mask, moments)
+            x, moments = self._stage(i, x, mask)
+            maps[f"stage{i}"] = x
+        maps["final"] = self.norm(x, mask, relu=True, moments=moments)
         return maps
+
+    def _stage(
+        self, i: int, x: Float[Array, "n h w _"], mask: Bool[Array, " n"] | None
+    ) -> tuple[Float[Array, "n h w c"], Moments | None]:
+        """Stage ``i``, counted from 1; and of its channels what the norm after it asks for."""
+        layers = getattr(self, f"stage{i}")
+        last = i == len(self.config.stage_sizes)
+        after = self.norm if last else getattr(self, f"transition{i}").norm
+        first, *later = (*(layer.norm1 for layer in layers), after)
+        features = Features([], [])
+        features.append(x, first, mask)
+        for layer, norm in zip(layers, later, strict=True):
+            features.append(run_block(layer, features, mask, remat=self.remat), norm, mask)
+        # Every layer concatenates the maps anew: the gradients of a chain of concatenations fuse
+        # into programs that take XLA minutes to compile.
+        return jnp.concatenate(features.maps, axis=-1), side_by_side(features.moments)
 
     def head(self, final: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
         """Global average pooling and the linear classifier."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -113,3 +114,22 @@ def max_pool_grad(g: Window, dy: Array, winner: Array) -> Array:
     n, c = dy.shape[0], dy.shape[3]
     whole = jnp.stack(rows, axis=2).reshape(n, s * cells[0], s * cells[1], c)
     return whole[:, top : top + g.size[0], left : left + g.size[1]].astype(dy.dtype)
+
+
+# XLA sums the columns of 4096 rows or fewer in one go, 32 columns to a block of threads: few blocks
+# for a wide card. ResNet-18 on 28 px, batch 128, on an H200: a training step 2470 -> 2266.
+
+_ROWS_IN_ONE_GO = 4096
+_ROWS_TO_A_PART = 64
+
+
+def channel_sums(x: Array) -> Array:
+    """The sum of each channel, in two steps where the rows are few."""
+    n, h, w, c = x.shape
+    rows = n * h * w
+    wanted = max(rows // _ROWS_TO_A_PART, 1)
+    parts = math.gcd(n, 1 << (wanted.bit_length() - 1))
+    if parts < 4 or rows > _ROWS_IN_ONE_GO:
+        return jnp.sum(x, (0, 1, 2))
+    # without the barrier XLA sees one sum in the two
+    return lax.optimization_barrier(jnp.sum(x.reshape(parts, rows // parts, c), 1)).sum(0)

@@ -385,3 +385,62 @@ def _avg_pool_bwd(g: Window, x: Array, dy: Array) -> tuple[Array]:
 
 
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
+
+
+def channel_sums(x: Float[Array, "n h w c"]) -> Float[Array, " c"]:
+    """The sum of each channel over rows and pixels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> channel_sums(jnp.ones((2, 3, 3, 1)))
+        Array([18.], dtype=float32)
+    """
+    return _all_pixels(x) if _lowering == "xla" else _channel_sums(x)
+
+
+def _all_pixels(x: Array) -> Array:
+    return jnp.sum(x, (0, 1, 2))
+
+
+@jax.custom_vjp
+def _channel_sums(x: Array) -> Array:
+    return _per_backend(None, _all_pixels, gpu.channel_sums)(x)
+
+
+def _channel_sums_fwd(x: Array) -> tuple[Array, Array]:
+    return _channel_sums(x), x
+
+
+def _channel_sums_bwd(x: Array, dy: Array) -> tuple[Array]:
+    return (jnp.broadcast_to(dy, x.shape),)
+
+
+_channel_sums.defvjp(_channel_sums_fwd, _channel_sums_bwd)
+
+
+def over_pixels(values: Float[Array, " c"], shape: Sequence[int]) -> Float[Array, "n h w c"]:
+    """A value of each channel at every pixel of maps of this shape; its gradient is their sum.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.grad(lambda v: over_pixels(v, (2, 3, 3, 1)).sum())(jnp.ones(1))
+        Array([18.], dtype=float32)
+    """
+    shape = tuple(shape)
+    return jnp.broadcast_to(values, shape) if _lowering == "xla" else _over_pixels(values, shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _over_pixels(values: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.broadcast_to(values, shape)
+
+
+def _over_pixels_fwd(values: Array, shape: tuple[int, ...]) -> tuple[Array, None]:
+    return _over_pixels(values, shape), None
+
+
+def _over_pixels_bwd(shape: tuple[int, ...], _: None, dy: Array) -> tuple[Array]:
+    return (_channel_sums(dy),)
+
+
+_over_pixels.defvjp(_over_pixels_fwd, _over_pixels_bwd)
