@@ -44,11 +44,16 @@ def seeds_at_once(
         contestants[way] = TimedTraining(config, data, seeds=range(seeds), way=way)
     seconds = take_turns(contestants, rounds=rounds, steps=steps)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    alone = contestants["one"].first_losses
+    off = {way: np.abs(contestants[way].first_losses / alone - 1).max() for way in ways}
     return {
         "network": "resnet18, small stem",
         **{"seeds": seeds, "images": images, "size": size, "batch": batch, "dtype": dtype},
         "step_seconds": {name: [round(v, 6) for v in values] for name, values in seconds.items()},
         "ratio": {way: round(medians[way] / (seeds * medians["one"]), 4) for way in ways},
+        # of the first seed, trained alone and with the others
+        "losses_differ_by": {way: float(f"{value:.2g}") for way, value in off.items()},
+        "steps_compared": len(alone),
     }
 
 

@@ -65,6 +65,9 @@ class TimedTraining:
         seeds: one, or several in one program.
         way: how several share it.
         held: whether every step has the same batch, which lies on the device.
+
+    Attributes:
+        first_losses: of the first seed, in the steps of the first call.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class TimedTraining:
         else:
             step = functools.partial(function, seed=seeds[0])
             self.state = replicate(state, mesh)
+        self.first_losses: np.ndarray | None = None
         self._calls: Iterator[Call] = open_calls(step, config, data.train, indices, 0, mesh)
         if held:
             batch = gather(data.train, indices[0][0])
@@ -114,7 +118,9 @@ class TimedTraining:
         start, done = time.perf_counter(), 0
         while done < steps:
             call = next(self._calls)
-            self.state, _ = call.run(self.state)
+            self.state, losses = call.run(self.state)
+            if self.first_losses is None:
+                self.first_losses = np.asarray(losses).reshape(call.steps, -1)[:, 0]
             done += call.steps
         jax.block_until_ready(self.state)
         return (time.perf_counter() - start) / done

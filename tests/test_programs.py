@@ -25,8 +25,13 @@ from flaxmed.training import batches, group, loop, seeds, train_seeds
 from flaxmed.training.memory import kept_for_gradients
 from flaxmed.training.progress import Interrupted, Progress
 from flaxmed.training.sharding import make_mesh
-from flaxmed.training.stacked import make_seed_mesh, stack, stacked_step, take
-from flaxmed.training.step import init_state, make_step_function, make_train_step
+from flaxmed.training.stacked import default_way, make_seed_mesh, stack, stacked_step, take
+from flaxmed.training.step import (
+    compile_training,
+    init_state,
+    make_step_function,
+    make_train_step,
+)
 from flaxmed.types import InputError, Preprocessing, RunError, Task
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -303,6 +308,25 @@ def test_every_way_to_stack_computes_each_seed_alone(way, count):
         own, loss = jax.jit(function)(state, part, i)
         assert_close(take(after, i).params, own.params, rtol=1e-4, atol=1e-6)
         assert losses[i] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_on_a_gpu_seeds_are_written_out_and_overlap(monkeypatch):
+    assert default_way() == "vmap"
+    compiled = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "jit", lambda f, **options: compiled.append(options) or f)
+    assert default_way() == "unrolled"
+    compile_training(len, overlap=True)
+    compile_training(len)
+    (overlapping, plain) = (options["compiler_options"] for options in compiled)
+    monkeypatch.undo()
+    assert overlapping["xla_gpu_command_buffer_scheduling_mode"] == "CONCURRENT"
+    assert plain is None
+    # XLA knows these options and their values, here too, where nothing comes of them
+    assert jax.jit(lambda x: x + 1, compiler_options=overlapping)(1) == 2
+    unknown = overlapping | {"xla_gpu_command_buffer_scheduling_mode": "SIDEWAYS"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="SIDEWAYS"):
+        jax.jit(lambda x: x + 1, compiler_options=unknown)(1)
 
 
 @pytest.mark.slow

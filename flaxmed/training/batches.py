@@ -68,7 +68,8 @@ def open_calls(
         (only,) = indices
         yield from _streamed(one_step, split, only, start, mesh)
         return
-    scan = compile_training(many_steps(step), remat=config.remat)
+    several = len(indices) > 1
+    scan = compile_training(many_steps(step), remat=config.remat, overlap=several)
     images = replicate(np.asarray(split.images), mesh)
     labels = replicate(np.asarray(split.labels, np.int32), mesh)
     # its own program, so that the step's is the same however its batch was fetched

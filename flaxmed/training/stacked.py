@@ -48,8 +48,22 @@ def make_seed_mesh(seeds: int, devices: Sequence[jax.Device] | None = None) -> M
     return Mesh(np.asarray(found[:used]), ("seed",))
 
 
+def default_way() -> Way:
+    """How several seeds share a device of this kind.
+
+    On a GPU those that are written one after the other overlap (``compile_training``). A step of
+    eight of ResNet-18 (28 px, batch 128, bfloat16) took 12.7 ms on an H200, in a first trial; with
+    all but the convolutions stacked 14.0, one after another eight times 2.6.
+
+    Example:
+        >>> default_way()  # on a CPU
+        'vmap'
+    """
+    return "unrolled" if jax.default_backend() == "gpu" else "vmap"
+
+
 def stacked_step(
-    function: StepFunction, seeds: Sequence[int], mesh: Mesh, *, way: Way = "vmap"
+    function: StepFunction, seeds: Sequence[int], mesh: Mesh, *, way: Way | None = None
 ) -> TrainStep:
     """The step of all ``seeds`` at once, each on a batch of its own; to be compiled.
 
@@ -61,13 +75,15 @@ def stacked_step(
         mesh: from :func:`make_seed_mesh`.
         way: how a device computes several: ``vmap`` stacks every operation (a convolution becomes
             a grouped one); ``map`` takes the seeds in turn, in a loop inside the program;
-            ``unrolled`` writes the steps one after the other and leaves the order to XLA.
+            ``unrolled`` writes the steps one after the other and leaves the order to XLA. None for
+            :func:`default_way`.
 
     Returns:
         A function ``(state, batch) -> (state, losses)`` whose arguments and results are those of
         a single step with a first axis of seeds, but for ``epoch``, which is everyone's.
     """
     numbers = jnp.asarray(np.asarray(seeds, np.uint32))
+    way = way or default_way()
 
     def all_of(
         state: TrainState, batch: Batch, epoch: Array, seeds: Array

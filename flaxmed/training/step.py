@@ -310,17 +310,33 @@ def make_train_step(
     return compile_training(functools.partial(function, seed=seed), remat=model.remat)
 
 
-def compile_training(function: TrainStep, *, remat: bool = False) -> TrainStep:
+# One CUDA graph of the whole program, its convolutions too, in which whatever need not wait for
+# another runs beside it; XLA's own choice is one operation after another.
+_OVERLAP = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONVOLUTION",
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
+}
+
+
+def compile_training(
+    function: TrainStep, *, remat: bool = False, overlap: bool = False
+) -> TrainStep:
     """``jax.jit`` of a function that consumes its first argument, the state.
 
     Args:
         function: of a state, and anything else.
         remat: whether it computes something anew to save memory. XLA's passes for a CPU would drop
             the barriers that jax puts there, see the same computation twice and keep its result.
+        overlap: whether a GPU runs beside each other the parts of it that are independent, several
+            networks'. None of them may then take another's memory, so that it needs more.
     """
-    keep_barriers = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    options = keep_barriers if remat and jax.default_backend() == "cpu" else None
-    return jax.jit(function, donate_argnums=0, compiler_options=options)
+    options = {}
+    if remat and jax.default_backend() == "cpu":
+        options["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    if overlap and jax.default_backend() == "gpu":
+        options |= _OVERLAP
+    return jax.jit(function, donate_argnums=0, compiler_options=options or None)
 
 
 def many_steps(step: TrainStep) -> TrainStep:
