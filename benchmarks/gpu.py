@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,10 +47,31 @@ def until(end: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def at_the_latest(end: float, leave: Callable[[], None]) -> Iterator[None]:
+    """Calls ``leave`` and ends the process when the block is not over at ``end``.
+
+    TimeOver waits for Python's next step, and a compiler in C++ can take minutes to come back.
+    """
+
+    def end_all() -> None:
+        leave()
+        os._exit(1)
+
+    timer = threading.Timer(max(end - time.monotonic(), 0), end_all)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def measure_rows(
     rows: Mapping[str, Callable[[], Mapping[str, Any]]],
     end: float,
     save: Callable[[Mapping[str, Any]], None],
+    grace: float = 5,
 ) -> dict[str, Any]:
     """Row after row until the time is over.
 
@@ -57,6 +79,7 @@ def measure_rows(
         rows: by name, what measures it.
         end: when to stop, by time.monotonic.
         save: called after each row with all that is known.
+        grace: seconds after ``end``; then the process ends, whatever it is in.
 
     Returns:
         ``rows``, ``not_measured`` (why) and ``row_seconds``, each by name.
@@ -64,10 +87,16 @@ def measure_rows(
     found: dict[str, Any] = {"rows": {}, "not_measured": {}, "row_seconds": {}}
     for name, row in rows.items():
         start = time.monotonic()
+
+        def leave(name: str = name) -> None:
+            found["not_measured"][name] = "the time was over in the middle of a compilation"
+            save(found)
+            print(f"{name}: {found['not_measured'][name]}", flush=True)
+
         try:
             if start >= end:
                 raise TimeOver
-            with until(end):
+            with at_the_latest(end + grace, leave), until(end):
                 found["rows"][name] = dict(row())
         except TimeOver:
             begun = time.monotonic() - start > 1

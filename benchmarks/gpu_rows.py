@@ -42,7 +42,7 @@ class Sizes:
             no last, smaller batch is compiled for.
         epochs: warm ones.
         workers, epoch_ways: PyTorch's, for the epoch.
-        seed_ways: how several seeds share a program.
+        seeds, seed_ways: how many share a program, and how.
         input_images, steps: of the input path; steps in a block that is timed.
         alone: whether PyTorch is left out.
     """
@@ -61,7 +61,8 @@ class Sizes:
     epochs: int = 3
     workers: tuple[int, ...] = (0, 4, 8)
     epoch_ways: tuple[str, ...] = ("eager", "compile")
-    seed_ways: tuple[Way, ...] = ("vmap", "map")
+    seeds: int = 8
+    seed_ways: tuple[Way, ...] = ("unrolled",)
     input_images: int = 2048
     steps: int = 16
     alone: bool = False
@@ -83,7 +84,7 @@ TINY = Sizes(
     epochs=1,
     workers=(0,),
     epoch_ways=("eager",),
-    seed_ways=("vmap",),
+    seeds=2,
     input_images=16,
     steps=2,
 )
@@ -105,7 +106,7 @@ def make_rows(sizes: Sizes) -> dict[str, Callable[[], dict[str, Any]]]:
         "ceilings": functools.partial(ceilings, sizes),
         **{name: train[name] for name in names[:2]},
         "epoch": functools.partial(epoch, sizes),
-        "eight seeds": functools.partial(eight_seeds, sizes),
+        "many seeds": functools.partial(many_seeds, sizes),
         "input path": functools.partial(fetching, sizes),
         **{name: train[name] for name in names[2:]},
     }
@@ -214,11 +215,11 @@ def epoch(sizes: Sizes) -> dict[str, Any]:
 # ------------------------------------------------------------------- many seeds, the input path
 
 
-def eight_seeds(sizes: Sizes) -> dict[str, Any]:
-    """Eight seeds of ResNet-18 in one program, against eight runs one after another."""
+def many_seeds(sizes: Sizes) -> dict[str, Any]:
+    """Seeds of ResNet-18 in one program, against as many runs one after another."""
     _give_memory_back()
     return seeds_at_once(
-        seeds=8,
+        seeds=sizes.seeds,
         ways=sizes.seed_ways,
         images=sizes.epoch_images,
         size=sizes.epoch_size,

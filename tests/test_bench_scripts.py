@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from oracles.compare import require
 
+from flaxmed.training import probe
 from flaxmed.types import Predictions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -360,6 +362,26 @@ def test_a_row_ends_with_the_time_and_one_that_fails_does_not_end_the_rest():
     time.sleep(0.1)  # no alarm is left that would ring in what comes after
 
 
+def test_a_row_that_hears_no_alarm_ends_with_the_process():
+    code = """
+import hashlib, json, sys, time
+import gpu
+
+def long():  # computes outside of Python, as a compiler does
+    return hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+rows = {"short": lambda: {"x": 1}, "long": long}
+gpu.measure_rows(rows, time.monotonic() + 1, lambda found: print(json.dumps(found)), grace=1)
+"""
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    *_, saved, said = done.stdout.splitlines()
+    assert json.loads(saved)["rows"] == {"short": {"x": 1}}
+    assert said == "long: the time was over in the middle of a compilation"
+
+
 def test_the_file_is_named_after_the_device():
     assert script("gpu").file_name("NVIDIA H100 80GB HBM3") == "gpu_nvidia_h100_80gb_hbm3"
 
@@ -393,8 +415,8 @@ def test_all_rows_of_the_gpu_run_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stderr
     assert found["not_measured"] == {}
     rows = found["rows"]
-    assert set(rows) == {"ceilings", "train resnet18", "epoch", "input path", "eight seeds"}
-    assert rows["eight seeds"]["ratio"]["vmap"] > 0
+    assert set(rows) == {"ceilings", "train resnet18", "epoch", "input path", "many seeds"}
+    assert rows["many seeds"]["ratio"]["unrolled"] > 0
     assert min(rows["ceilings"][f"{what}_per_second"] for what in ("flops", "bytes")) > 0
     ours = rows["train resnet18"]["contestants"][0]
     assert ours["contestant"] == "flaxmed"
@@ -474,3 +496,23 @@ def test_an_all_reduce_costs_its_bytes_and_its_rounds():
     assert hidden.efficiency == pytest.approx(3 / 4)
     shown = scaling.Scaled(step=3.0, statistics=1.0, gradients=4.0)
     assert shown.efficiency == pytest.approx(3 / 6)
+
+
+@pytest.mark.slow
+def test_every_way_to_start_from_weights_is_timed(tmp_path, monkeypatch, capsys):
+    transfer, path = script("transfer"), tmp_path / "transfer.json"
+    words = ["--dataset", "phantom", "--images", "16", "--models", "resnet18", "--epochs", "1"]
+    words += ["--pretrain-images", "16", "--pretrain-epochs", "1", "--out", str(tmp_path / "runs")]
+    monkeypatch.setattr(probe, "cache_dir", probe.cache_dir)  # which the script replaces
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *words, "--json", str(path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metrics that so little training leaves undefined
+        transfer.main()
+    rows = {row["way"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == list(transfer.ways("resnet18", ""))
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert "gained" not in rows["from scratch"]
+    assert rows["linear probe"]["gained"] == rows["linear probe again"]["gained"]
+    with pytest.raises(SystemExit):  # finished runs would be read back, not timed
+        transfer.main()
+    assert "is there" in capsys.readouterr().err
