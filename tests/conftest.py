@@ -7,11 +7,15 @@ process: doctests live outside this folder, where fixtures of this file do not r
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import gc
 import importlib.util
 import ipaddress
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,17 +148,38 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError("this pytest-xdist does not group tests under this pytest")
 
 
-@pytest.fixture(autouse=True)
-def forget_large_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Drop what a test in an ``xdist_group``, which is a network, compiled.
+MOST_GROWTH = 3 * 2**29  # bytes
 
-    Those of all networks take ten gigabytes. What is needed again comes from the cache on disk.
+
+class _Memory:
+    """What this process holds, and held when it last dropped what was compiled."""
+
+    at_least = 0
+
+    @staticmethod
+    def now() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drop what was compiled: after a test in an ``xdist_group``, which is a network, and whenever
+    the process has grown by a gigabyte and a half.
+
+    The programs of all tests take ten gigabytes. What is needed again comes from the cache on disk.
     """
     yield
-    if request.node.get_closest_marker("xdist_group"):
-        import jax
-
-        jax.clear_caches()
+    if "jax" not in sys.modules or not os.path.exists("/proc/self/statm"):
+        return
+    grown = _Memory.now() - _Memory.at_least > MOST_GROWTH
+    if grown or request.node.get_closest_marker("xdist_group"):
+        sys.modules["jax"].clear_caches()
+    if grown:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # another libc has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+        _Memory.at_least = _Memory.now()
 
 
 @pytest.fixture(scope="session")
