@@ -1,5 +1,7 @@
 """Losses, weights, schedules and optimisers against scikit-learn, NumPy and their definitions."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from flaxmed.models.resnet import RESNET18, ResNet, ResNetConfig
 from flaxmed.training.config import OptimizerConfig
 from flaxmed.training.optimizer import decay_mask, make_optimizer, make_schedule
 from flaxmed.training.step import (
+    compile_training,
     example_weights,
     init_state,
     make_train_step,
@@ -176,3 +179,28 @@ def test_gradients_are_clipped_to_a_global_norm():
     gradients = {"a": jnp.full(3, 10.0), "b": jnp.full((2, 2), -10.0)}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     assert float(optax.tree.norm(updates)) == pytest.approx(1.0)
+
+
+def test_no_garbage_is_looked_for_while_a_step_is_traced():
+    seen = []
+
+    def fails(state):
+        raise RuntimeError
+
+    def step(state):
+        seen.append(gc.isenabled())
+        return state + 1, state
+
+    assert gc.isenabled()
+    compile_training(step)(jnp.zeros(()))
+    assert seen == [False]
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError):
+        compile_training(fails)(jnp.zeros(()))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        compile_training(lambda state: step(state))(jnp.zeros(()))
+        assert not gc.isenabled()  # as it was found
+    finally:
+        gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -336,7 +337,27 @@ def compile_training(
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     if overlap and jax.default_backend() == "gpu":
         options |= _OVERLAP
-    return jax.jit(function, donate_argnums=0, compiler_options=options or None)
+    traced = _without_collections(function)
+    return jax.jit(traced, donate_argnums=0, compiler_options=options or None)
+
+
+def _without_collections(function: TrainStep) -> TrainStep:
+    """``function``, during whose calls, which trace it, Python looks for no garbage.
+
+    A trace is large, grows and is not garbage: to search it again and again takes a quarter of
+    DenseNet-121's tracing time.
+    """
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if enabled:
+                gc.enable()
+
+    return step
 
 
 def many_steps(step: TrainStep) -> TrainStep:
