@@ -441,6 +441,37 @@ def test_seeds_of_both_networks_join_the_test():
     assert found.p_value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_networks_that_fare_alike_on_every_image_are_as_uncertain_as_their_seeds(seed):
+    """Images then tell nothing of the difference, and the seeds' scatter is all there is."""
+    rng, labels = np.random.default_rng(seed), np.arange(60) % 2
+
+    def drawn():
+        values = np.exp(rng.normal(size=(60, 2)) + np.eye(2)[labels])
+        return values / values.sum(axis=1, keepdims=True)
+
+    def worse(shares, by):  # on every image's loss by the same amount: a class that is never true
+        third = np.full((60, 1), by)
+        logits = np.log(np.concatenate([shares * (1 - by), third], axis=1))
+        return Predictions(labels=labels, logits=logits, task="multiclass", classes=("a", "b", "c"))
+
+    shares = [drawn() for _ in range(3)]
+    one, two = ([worse(q, by) for q in shares] for by in (1e-6, 0.1))
+    found = bootstrap_differences(one, two, ("loss",))["loss"]
+    assert found.value == pytest.approx(math.log(1 - 0.1), abs=1e-5)
+    losses = [-np.log(p.probabilities[range(60), labels]).mean() for p in one]
+    error = math.sqrt(2 * np.var(losses, ddof=1) / 3)
+    half = stats.t.ppf(0.975, 4) * error  # of two times three seeds
+    assert found.interval.high - found.value == pytest.approx(half, rel=1e-4)
+
+
+def test_negative_covariances_do_not_hide_the_scatter_of_the_seeds():
+    values = np.array([0.80, 0.90, 0.85, 0.95])
+    parts = error_parts(values, 1e-3 * np.eye(4) - 1e-4)
+    assert parts.total == pytest.approx(np.var(values, ddof=1) / 4)
+    assert freedom(parts.total, [parts]) == pytest.approx(3)
+
+
 # -------------------------------------------------------------------------------------- verdict
 
 

@@ -294,6 +294,9 @@ def _normal_difference(
             for part in (slice(0, count), slice(count, None))
         ]
         extra = sum(part.seed_variance / part.seeds for part in parts)
+        # Images on which both networks fare alike may not make the error smaller than the seeds'
+        # own scatter shows it to be (Hillis 2007: the difference of covariances, not below 0).
+        extra = max(extra, sum(part.observed / part.seeds for part in parts) - variance)
         extra = 0.0 if extra < tiny**2 else extra
         df = freedom(variance + extra, parts)
         test += ", seeds joined (t)"

@@ -46,10 +46,15 @@ class ErrorParts:
 
     @property
     def total(self) -> float:
-        """Variance of the seed mean from new seeds and new images; NaN below three seeds."""
+        """Variance of the seed mean from new seeds and new images; NaN below three seeds.
+
+        Not below what the seeds' own scatter shows, also where a bootstrap's covariances are
+        negative.
+        """
         if self.seeds < FEWEST:
             return math.nan
-        return self.seed_variance / self.seeds + self.image_variance
+        joined = self.seed_variance / self.seeds + self.image_variance
+        return max(joined, self.observed / self.seeds)
 
     @property
     def freedom_part(self) -> float:
