@@ -150,12 +150,12 @@ def test_any_number_of_devices_and_processes_trains_the_same(
 
 @pytest.mark.slow
 def test_processes_start_from_the_weights_that_the_first_reads(tmp_path):
-    """Which decide for all; a stage that is trained later has a program of its own."""
+    """Which decide for all."""
     model = create_model("resnet18", 5, rngs=nnx.Rngs(1))
     model.preprocessing = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
     save_weights(model, tmp_path / "five.safetensors")
-    thaw = {"train_from": "stage4", "unfreeze_epochs": 1}
-    changes = {"weights": str(tmp_path / "five.safetensors"), "finetune": thaw, "epochs": 2}
+    frozen = {"train_from": "stage4"}
+    changes = {"weights": str(tmp_path / "five.safetensors"), "finetune": frozen, "epochs": 1}
     (expected,) = Job(tmp_path, run="one", **changes).done()
     job = Job(tmp_path, run="two", processes=2, **changes)
     for found in job.done():
