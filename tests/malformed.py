@@ -481,7 +481,7 @@ def json_files(*, settings: bool) -> list[Case]:
         ("unknown augmentation", {"augment": {"flip": True}}, "did you mean augment.flips?"),
         ("a group of text", {"optimizer": "adam"}, "setting optimizer must be an object, got"),
         ("a group of a list", {"augment": []}, "setting augment must be an object, got []"),
-        ("no group", {"preprocessing": None}, "setting preprocessing must be an object"),
+        ("no group", {"augment": None}, "setting augment must be an object, got None"),
         ("epochs as text", {"epochs": "3"}, "setting epochs: expected a whole number, got '3'"),
         ("half an epoch", {"epochs": 2.5}, "setting epochs: expected a whole number, got 2.5"),
         ("epochs as truth", {"epochs": True}, "setting epochs: expected a whole number, got True"),

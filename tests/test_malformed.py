@@ -15,7 +15,7 @@ from tiny_runs import fit
 import flaxmed
 from flaxmed.cli import main
 from flaxmed.evaluation.worst import read_thumbnails
-from flaxmed.training import manifest
+from flaxmed.training import loop, manifest
 from flaxmed.training.checkpoint import Checkpoints, restore, saved_steps
 from flaxmed.training.record import best_folder, sound_step
 from flaxmed.types import InputError
@@ -110,7 +110,8 @@ def test_thumbnails(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", named(SETTINGS))
-def test_settings(case, refused, tmp_path):
+def test_settings(case, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_group", lambda *_, **__: pytest.fail("training began"))
     (tmp_path / "mine.json").write_bytes(case.content)
     words = ("train", "--config", tmp_path / "mine.json", "--out", tmp_path / "run")
     assert "mine.json: " in refused(case.says, *words)
