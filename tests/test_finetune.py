@@ -88,6 +88,7 @@ def test_single_layers_are_frozen_by_their_paths(data, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_stages_join_one_after_another_from_the_end(data, tmp_path):
     changes = {"finetune": FineTuneConfig(unfreeze_epochs=1), "epochs": 4}
@@ -122,6 +123,7 @@ def test_patience_begins_when_all_stages_are_trained(data, tmp_path, monkeypatch
     assert len(run.history) == 4  # stage2 joins in the third epoch, one more is waited for
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 @pytest.mark.parametrize("epochs_lost", [1, 2])
 def test_a_run_that_unfreezes_goes_on_to_the_same_bits(data, tmp_path, epochs_lost):
@@ -160,6 +162,7 @@ def test_seeds_in_one_program_freeze_and_unfreeze_each_its_own(data, tmp_path):
 # ------------------------------------------------------------------------------------- how fast
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_network")
 def test_every_stage_learns_at_its_part_of_the_rate(data, tmp_path):
     """After one step of plain gradient descent the ways gone are in these proportions."""

@@ -597,6 +597,7 @@ def test_images_without_a_batch_axis():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "remat"), [((), True), (("stage1", 1), False), (("transition1",), False)], ids=str
 )

@@ -184,6 +184,7 @@ def test_other_networks_and_variants(network_name, variant, tmp_path):
     assert not hasattr(again, "info")
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_network_of_its_best_epoch(run, tmp_path):
     folder = flaxmed.save_pretrained(run.dir, tmp_path / "net")
     assert_same_network(run.model, flaxmed.from_pretrained(folder), side=32)

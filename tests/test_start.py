@@ -71,6 +71,7 @@ def tuned(small, rgb_file, tmp_path_factory):
     return flaxmed.train(config(weights=str(rgb_file)), small, out=out, progress=False)
 
 
+@pytest.mark.slow
 def test_all_but_the_classifier_is_that_of_the_file(tuned, rgb_file):
     theirs, own = open_weights(rgb_file), weights_of(tuned.model)
     assert tuned.model.num_classes == 3
