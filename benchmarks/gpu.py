@@ -89,7 +89,7 @@ def measure_rows(
         start = time.monotonic()
 
         def leave(name: str = name) -> None:
-            found["not_measured"][name] = "the time was over in the middle of a compilation"
+            found["not_measured"][name] = "the time was over in a call that nothing interrupts"
             save(found)
             print(f"{name}: {found['not_measured'][name]}", flush=True)
 

@@ -149,17 +149,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 MOST_GROWTH = 3 * 2**29  # bytes
+_size_before = 0
 
 
-class _Memory:
-    """What this process holds, and held when it last dropped what was compiled."""
-
-    at_least = 0
-
-    @staticmethod
-    def now() -> int:
+def _size() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @pytest.fixture(autouse=True)
@@ -169,17 +168,16 @@ def forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
 
     The programs of all tests take ten gigabytes. What is needed again comes from the cache on disk.
     """
+    global _size_before
     yield
-    if "jax" not in sys.modules or not os.path.exists("/proc/self/statm"):
-        return
-    grown = _Memory.now() - _Memory.at_least > MOST_GROWTH
-    if grown or request.node.get_closest_marker("xdist_group"):
+    grown = _size() - _size_before > MOST_GROWTH
+    if "jax" in sys.modules and (grown or request.node.get_closest_marker("xdist_group")):
         sys.modules["jax"].clear_caches()
     if grown:
         gc.collect()
         with contextlib.suppress(AttributeError, OSError):  # another libc has no such function
             ctypes.CDLL(None).malloc_trim(0)
-        _Memory.at_least = _Memory.now()
+        _size_before = _size()
 
 
 @pytest.fixture(scope="session")

@@ -395,24 +395,24 @@ def channel_sums(x: Float[Array, "n h w c"]) -> Float[Array, " c"]:
         >>> channel_sums(jnp.ones((2, 3, 3, 1)))
         Array([18.], dtype=float32)
     """
-    return _all_pixels(x) if _lowering == "xla" else _channel_sums(x)
+    return _all_pixels(x) if _lowering == "xla" else _channel_sums(x.shape, x)
 
 
 def _all_pixels(x: Array) -> Array:
     return jnp.sum(x, (0, 1, 2))
 
 
-@jax.custom_vjp
-def _channel_sums(x: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _channel_sums(shape: tuple[int, ...], x: Array) -> Array:
     return _per_backend(None, _all_pixels, gpu.channel_sums)(x)
 
 
-def _channel_sums_fwd(x: Array) -> tuple[Array, Array]:
-    return _channel_sums(x), x
+def _channel_sums_fwd(shape: tuple[int, ...], x: Array) -> tuple[Array, None]:
+    return _channel_sums(shape, x), None  # the shape is all that the gradient needs of x
 
 
-def _channel_sums_bwd(x: Array, dy: Array) -> tuple[Array]:
-    return (jnp.broadcast_to(dy, x.shape),)
+def _channel_sums_bwd(shape: tuple[int, ...], _: None, dy: Array) -> tuple[Array]:
+    return (jnp.broadcast_to(dy, shape),)
 
 
 _channel_sums.defvjp(_channel_sums_fwd, _channel_sums_bwd)
@@ -440,7 +440,7 @@ def _over_pixels_fwd(values: Array, shape: tuple[int, ...]) -> tuple[Array, None
 
 
 def _over_pixels_bwd(shape: tuple[int, ...], _: None, dy: Array) -> tuple[Array]:
-    return (_channel_sums(dy),)
+    return (_channel_sums(shape, dy),)
 
 
 _over_pixels.defvjp(_over_pixels_fwd, _over_pixels_bwd)
